@@ -1,0 +1,57 @@
+"""MPELU: a learnable activation, initializations that fit it, and the very deep networks that they train.
+
+Names are looked up when they are first used, so that the command line can start without importing torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpelu.errors import DataError, MpeluError, UsageError
+    from mpelu.init import InitPlan, initialize, plan
+    from mpelu.models import create_model, list_models
+    from mpelu.nn import MPELU
+    from mpelu.optim import keep_beta_positive, param_groups
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DataError": "mpelu.errors",
+    "InitPlan": "mpelu.init",
+    "MPELU": "mpelu.nn",
+    "MpeluError": "mpelu.errors",
+    "UsageError": "mpelu.errors",
+    "create_model": "mpelu.models",
+    "initialize": "mpelu.init",
+    "keep_beta_positive": "mpelu.optim",
+    "list_models": "mpelu.models",
+    "param_groups": "mpelu.optim",
+    "plan": "mpelu.init",
+}
+_MODULES = ("data", "functional", "graph", "init", "models", "nn", "optim")
+
+__all__ = [  # spelled out for type checkers
+    "MPELU",
+    "DataError",
+    "InitPlan",
+    "MpeluError",
+    "UsageError",
+    "create_model",
+    "initialize",
+    "keep_beta_positive",
+    "list_models",
+    "param_groups",
+    "plan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"mpelu.{name}")
+    raise AttributeError(f"module 'mpelu' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME, *_MODULES])

@@ -1,0 +1,540 @@
+"""The command line: arguments in, text and exit codes out. Torch is imported only by the commands that need it.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 or 143 stopped by SIGINT or SIGTERM with the state saved.
+"""
+
+import dataclasses
+import difflib
+import os
+import re
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from jsonargparse import ArgumentParser, Namespace
+
+import mpelu
+from mpelu.errors import MpeluError, UsageError
+from mpelu.train.recipe import Recipe
+
+BOOLEANS = {f"--{field.name}" for field in dataclasses.fields(Recipe) if field.type in (bool, bool | None)}
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one line on stderr, with a suggestion where a name was mistyped."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002
+        text = self._value_error(message) or " ".join(message.split())
+        hint = "" if text.startswith("--") else _suggestion(text, self._names())
+        sys.stderr.write(f"mpelu: error: {text}{hint} (see '{self.prog.replace(' [options]', '')} --help')\n")
+        sys.exit(2)
+
+    def _value_error(self, message: str) -> str | None:
+        """Say what an option wants and what it got, from the parser's longer words for it."""
+        key = re.match(r'Parser key "(?:\w+\.)*(\w+)"', message)
+        value = re.search(r"(?:Given value|Got value|value): (\S+)\s*$", message)
+        wanted = next((getattr(a, "_typehint", None) for a in self._actions if key and a.dest == key[1]), None)
+        if not (key and value and wanted):
+            return None
+        choices = [
+            choice for kind in (wanted, *get_args(wanted)) if get_origin(kind) is Literal for choice in get_args(kind)
+        ]
+        kinds = " or ".join(kind.__name__ for kind in (get_args(wanted) or (wanted,)) if isinstance(kind, type))
+        close = difflib.get_close_matches(value[1], choices, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return (
+            f"--{key[1].replace('_', '-')} must be {', '.join(choices) or kinds.replace(' or NoneType', '')}, "
+            f"got {value[1]}{hint}"
+        )
+
+    def _names(self) -> list[str]:
+        parsers = [self, *(self._subcommands_action._name_parser_map.values() if self._subcommands_action else ())]
+        options = [option for parser in parsers for action in parser._actions for option in action.option_strings]
+        commands = list(self._subcommands_action._name_parser_map) if self._subcommands_action else []
+        return [name.replace("_", "-") if name.startswith("--") else name for name in options] + commands
+
+
+def _suggestion(message: str, names: Sequence[str]) -> str:
+    """Return "; did you mean --lr?" for the first word of a message that is near to a name."""
+    for word in re.findall(r"--?[\w.-]+|(?<=[\"'])[\w.-]+(?=[\"'])", message):
+        spelled = word.replace("_", "-")
+        if spelled in names:
+            continue
+        dashed = spelled if spelled.startswith("-") else f"--{spelled}"
+        close = difflib.get_close_matches(spelled, names, n=1, cutoff=0.6) or difflib.get_close_matches(
+            dashed, names, n=1, cutoff=0.7
+        )
+        if close:
+            return f"; did you mean {close[0]}?"
+    return ""
+
+
+def parser() -> Parser:
+    """Build the parser of all commands."""
+    top = Parser(prog="mpelu", description="Make very deep networks train: MPELU, its initialization, its networks.")
+    top.add_argument("--version", action="version", version=f"mpelu {mpelu.__version__}")
+    commands = top.add_subcommands(required=True, dest="command", title="commands", metavar="COMMAND")
+    for name, (build, _) in COMMANDS.items():
+        command = build()
+        command.add_argument("-v", "--verbose", action="store_true", help="Show the traceback of an error.")
+        commands.add_subcommand(name, command, help=command.description)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = [_spelled(word) for word in (sys.argv[1:] if argv is None else argv)]
+    arguments = parser().parse_args(_with_values(words))
+    warnings.showwarning = _show_warning  # type: ignore[assignment]  # one line, whatever it is given
+    options = arguments[arguments.command]
+    _, command = COMMANDS[arguments.command]
+    try:
+        return command(options)
+    except (MpeluError, OSError) as error:
+        if options.verbose:
+            traceback.print_exc()
+        code = _exit_code(error)
+        sys.stderr.write(f"mpelu: {'error: ' if code <= 2 else ''}{_one_line(error)}\n")
+        return code
+    except KeyboardInterrupt:
+        sys.stderr.write("mpelu: stopped; run the same command to continue\n")
+        return 130
+
+
+def _exit_code(error: Exception) -> int:
+    stopped = getattr(error, "signal_number", 0)
+    return 128 + stopped if stopped else 2 if isinstance(error, UsageError) else 1
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    sys.stderr.write(f"mpelu: warning: {' '.join(str(message).split())}\n")
+
+
+def _spelled(word: str) -> str:
+    """Accept --batch-size for --batch_size."""
+    name, equals, value = word.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else word
+
+
+def _with_values(words: list[str]) -> list[str]:
+    """Let a bare --compile mean --compile true."""
+    result = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        result.append(word)
+        if word in BOOLEANS and following.lower() not in ("true", "false"):
+            result.append("true")
+    return result
+
+
+def _print_line(text: str = "") -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _print_json(value: Any) -> None:
+    from mpelu.train.records import to_json
+
+    _print_line(to_json(value))
+
+
+def _console() -> Any:
+    """Return a rich console; away from a terminal it is wide enough that no cell is cut."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+# mpelu demo
+
+
+def _demo_parser() -> Parser:
+    command = Parser(description="Train four 30-layer nets on the built-in digits and show which of them learn.")
+    command.add_argument("--seeds", type=int, default=1, help="Seeds for each net.")
+    command.add_argument("--workers", type=int, default=2, help="Processes; each has one thread.")
+    command.add_argument("--runs", type=Path, default=Path("runs"), help="Folder of all runs.")
+    command.add_argument("--out", type=Path, default=Path("report.html"), help="The page to write.")
+    return command
+
+
+def _demo(options: Namespace) -> int:
+    from rich.live import Live
+
+    from mpelu.report import render_page, results_table, summarize
+    from mpelu.studies import demo
+    from mpelu.studies.pool import Job, run_all
+    from mpelu.train.run import prepare
+
+    if options.seeds < 1 or options.workers < 1:
+        raise UsageError(f"--seeds and --workers must be at least 1, got {options.seeds} and {options.workers}")
+    started = time.perf_counter()
+    jobs = []
+    for recipe in demo.RECIPES:
+        for seed in range(options.seeds):
+            prepared = prepare(recipe, seed=seed, runs=options.runs, study="demo")
+            jobs.append(Job(prepared.recipe, seed, prepared.folder))
+    console = _console()
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+
+        def refresh() -> None:
+            if console.is_terminal:
+                live.update(_live_table(jobs), refresh=True)
+
+        refresh()
+        records = run_all(jobs, runs=options.runs, study="demo", workers=options.workers, on_change=refresh)
+    records = sorted(records, key=lambda record: (record["config"]["activation"], record["recipe"], record["seed"]))
+    console.print(results_table(summarize(records)))
+    verdicts = demo.verdicts(records)
+    for verdict in verdicts:
+        console.print(f"{verdict.outcome:>12}  {verdict.statement}: {verdict.evidence}", soft_wrap=True)
+    page = render_page(records, title=demo.TITLE, lead=demo.LEAD, how_to_read=demo.HOW_TO_READ, verdicts=verdicts)
+    _write_text(options.out, page)
+    _print_line(f"{options.out} written; {time.perf_counter() - started:.0f} s")
+    return 0 if all(verdict.outcome == "holds" for verdict in verdicts) else 1
+
+
+def _live_table(jobs: Sequence[Any]) -> Any:
+    """Return where each job is, read from the metrics that the workers write."""
+    from rich.table import Table
+
+    from mpelu.train.records import RESULT, read_metrics
+
+    table = Table("net", "seed", "epoch", "train loss", "test error %", "images/s", "")
+    for job in jobs:
+        rows = read_metrics(job.folder)
+        last = rows[-1] if rows else {}
+        state = "done" if (job.folder / RESULT).exists() else "runs" if job.folder.exists() else "waits"
+        table.add_row(
+            f"{job.recipe.model} {job.recipe.activation} {job.recipe.init}",
+            str(job.seed),
+            f"{len(rows)}/{job.recipe.epochs}",
+            f"{float(last['train_loss']):.4f}" if last else "",
+            f"{float(last['test_error_percent']):.1f}" if last else "",
+            f"{float(last['images_per_second']):.0f}" if last else "",
+            state,
+        )
+    return table
+
+
+def _write_text(path: Path, text: str) -> None:
+    from mpelu.train.checkpoint import write_atomically
+
+    if not path.parent.is_dir():
+        raise MpeluError(f"no folder {path.parent} to write {path.name} in; create it or give another one")
+    write_atomically(path, text.encode())
+
+
+# mpelu train
+
+
+def _train_parser() -> Parser:
+    command = Parser(description="Train one network; killed runs continue, finished runs are not repeated.")
+    command.add_argument("--config", action="config", help="A YAML file with any of these options.")
+    command.add_class_arguments(Recipe)
+    command.add_argument("--seed", type=int, default=0, help="Seed of weights, order, augmentation and dropout.")
+    command.add_argument("--runs", type=Path, default=Path("runs"), help="Folder of all runs.")
+    command.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda.")
+    command.add_argument("--threads", type=int | None, default=None, help="CPU threads; not given: torch's choice.")
+    command.add_argument("--json", action="store_true", help="Print a JSON line for each epoch and for the result.")
+    return command
+
+
+def _recipe(options: Namespace) -> Recipe:
+    return Recipe(**{field.name: options[field.name] for field in dataclasses.fields(Recipe)})
+
+
+def _train(options: Namespace) -> int:
+    import torch
+
+    from mpelu.train.records import RESULT
+    from mpelu.train.run import prepare, run
+
+    if options.device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device must be auto, cpu or cuda, got {options.device!r}")
+    if options.threads is not None:
+        if options.threads < 1:
+            raise UsageError(f"--threads must be at least 1, got {options.threads}")
+        torch.set_num_threads(options.threads)
+    prepared = prepare(_recipe(options), seed=options.seed, runs=options.runs)
+    first = os.environ.get("RANK", "0") == "0"  # set by torchrun
+    spoken = first and not options.json
+    finished = (prepared.folder / RESULT).exists()
+    if spoken:
+        _print_line(f"{'already finished' if finished else 'run folder'}: {prepared.folder}")
+    with _Progress(prepared, show=spoken and sys.stdout.isatty()) as progress:
+
+        def report(row: dict[str, Any]) -> None:
+            if options.json:
+                _print_json({"event": "epoch", **row})
+            else:
+                progress.say(_epoch_line(row, prepared.recipe.epochs or 0))
+
+        record = run(prepared, device=options.device, on_epoch=report, on_step=progress.on_step)
+    if spoken:
+        _print_line(_result_line(record))
+    elif first:
+        _print_json({"event": "result", "folder": str(prepared.folder), **record})
+    return 0
+
+
+def _epoch_line(row: dict[str, Any], epochs: int) -> str:
+    left = (epochs - row["epoch"]) * row["wall_seconds"]
+    return (
+        f"epoch {row['epoch']}/{epochs}  lr {row['lr']:.4g}  train loss {row['train_loss']:.4f}  "
+        f"test error {row['test_error_percent']:.2f} %  {row['images_per_second']:.0f} images/s  "
+        f"{int(left // 3600)}:{int(left % 3600 // 60):02}:{int(left % 60):02} left"
+    )
+
+
+def _result_line(record: dict[str, Any]) -> str:
+    if record["outcome"] == "diverged":
+        return f"diverged after {record['steps']} steps: {record['reason']}"
+    last, best = record["last"], record["best"]
+    return (
+        f"test error {last['test_error_percent']:.2f} % (last epoch), {best['test_error_percent']:.2f} % (best, epoch "
+        f"{best['epoch']}) on {record['data']['name']}, {record['images_per_second']:.0f} images/s"
+    )
+
+
+class _Progress:
+    """A bar over the steps of an epoch on a terminal, nothing elsewhere."""
+
+    def __init__(self, prepared: Any, *, show: bool) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from mpelu.train.batches import steps_per_epoch
+
+        recipe, images = prepared.recipe, len(prepared.dataset.train.labels)
+        self._steps = steps_per_epoch(images, recipe.batch_size)
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:.0f} images/s"),
+            TimeRemainingColumn(),
+            disable=not show,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=self._steps * recipe.epochs, epoch=1, rate=0.0)
+        self._before = time.perf_counter()
+        self._show = show
+
+    def __enter__(self) -> "_Progress":
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        self._bar.__exit__(*details)
+
+    def say(self, text: str) -> None:
+        if self._show:
+            self._bar.console.print(text, highlight=False, soft_wrap=True)
+        else:
+            _print_line(text)
+
+    def on_step(self, step: int, indices: Any) -> None:
+        now = time.perf_counter()
+        self._bar.update(
+            self._task,
+            completed=step + 1,
+            epoch=step // self._steps + 1,
+            rate=len(indices) / max(now - self._before, 1e-9),
+        )
+        self._before = now
+
+
+# mpelu evaluate
+
+
+def _evaluate_parser() -> Parser:
+    command = Parser(description="Test a trained network again, on its own data or on other images.")
+    command.add_argument("run", type=Path, help="The run folder that 'mpelu train' printed.")
+    command.add_argument("--weights", type=str, default="last", help="last or best epoch.")
+    command.add_argument("--data", type=str | None, default=None, help="Another data set with the same classes.")
+    command.add_argument("--json", action="store_true", help="Print one JSON object.")
+    return command
+
+
+def _evaluate(options: Namespace) -> int:
+    from mpelu.train.evaluation import evaluate
+
+    result = evaluate(options.run, weights=options.weights, data=options.data)
+    if options.json:
+        _print_json(dataclasses.asdict(result))
+    else:
+        _print_line(
+            f"test error {result.test_error_percent:.2f} %, loss {result.test_loss:.4f}, {result.images} images of "
+            f"{result.data}, weights of the {result.weights} epoch ({result.epoch}), "
+            f"{result.images_per_second:.0f} images/s"
+        )
+    return 0
+
+
+# mpelu models
+
+
+def _models_parser() -> Parser:
+    command = Parser(description="List the networks, with parameters and multiply-adds.")
+    command.add_argument("--json", action="store_true", help="Print a JSON array.")
+    return command
+
+
+def _models(options: Namespace) -> int:
+    import torch
+    from rich.table import Table
+
+    from mpelu.models import list_models
+
+    torch.set_num_threads(1)  # single images: more threads only wait for each other
+    models = list_models()
+    if options.json:
+        _print_json([dataclasses.asdict(model) for model in models])
+        return 0
+    table = Table("name", "depth", "parameters", "multiply-adds", "image", "what it is")
+    for model in models:
+        shape = "x".join(str(side) for side in model.image_shape)
+        table.add_row(
+            model.name, str(model.depth), f"{model.parameters:,}", f"{model.multiply_adds:,}", shape, model.about
+        )
+    _console().print(table)
+    return 0
+
+
+# mpelu init
+
+
+def _init_parser() -> Parser:
+    command = Parser(description="Print how the weights of a network would be initialized, and why.")
+    command.add_argument("model", type=str, help="Family and depth, e.g. plain30.")
+    command.add_argument("--activation", type=str, default="mpelu", help="relu, lrelu, prelu, elu or mpelu.")
+    command.add_argument("--alpha", type=float | None, default=None, help="Start value of alpha, or slope.")
+    command.add_argument("--beta", type=float | None, default=None, help="Start value of beta.")
+    command.add_argument("--method", type=str, default="eq22", help="eq22, released, msra, xavier or gaussian.")
+    command.add_argument("--mode", type=str, default="fan_in", help="fan_in, fan_out or average.")
+    command.add_argument("--std", type=float, default=0.01, help="Standard deviation of gaussian.")
+    command.add_argument("--json", action="store_true", help="Print a JSON object.")
+    return command
+
+
+def _init(options: Namespace) -> int:
+    import torch
+
+    from mpelu.init import plan
+    from mpelu.models import FAMILIES, create_model, parse_name
+
+    family, _ = parse_name(options.model)
+    shape = FAMILIES[family].image_shape
+    model = create_model(
+        options.model, activation=options.activation, alpha=options.alpha, beta=options.beta, in_channels=shape[0]
+    )
+    rows = plan(model, torch.zeros(1, *shape), method=options.method, mode=options.mode, std=options.std)
+    _print_line(rows.to_json() if options.json else str(rows))
+    return 0
+
+
+# mpelu data
+
+
+def _data_parser() -> Parser:
+    command = Parser(description="List the data sets, or check one by opening every image.")
+    command.add_argument("action", type=Literal["list", "check"], help="What to do.")
+    command.add_argument("source", type=str | None, nargs="?", default=None, help="Of check: a name, or a folder.")
+    command.add_argument("--json", action="store_true", help="Print JSON.")
+    return command
+
+
+def _data(options: Namespace) -> int:
+    from rich.table import Table
+
+    from mpelu.data import check, describe
+
+    if options.action == "check":
+        if options.source is None:
+            raise UsageError("'mpelu data check' needs a name or a folder, e.g. 'mpelu data check digits'")
+        report = check(options.source)
+        if options.json:
+            _print_json(dataclasses.asdict(report))
+        else:
+            table = Table(show_header=False)
+            for heading, text in report.rows():
+                table.add_row(heading, text)
+            _console().print(table)
+        return 1 if report.damaged else 0
+    rows = describe()
+    if options.json:
+        _print_json(rows)
+        return 0
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    _console().print(table)
+    return 0
+
+
+# mpelu report
+
+
+def _report_parser() -> Parser:
+    command = Parser(description="Show what finished runs say, as a table and as one self-contained page.")
+    command.add_argument(
+        "runs", type=Path, nargs="*", default=[Path("runs")], help="Folders of runs, or .jsonl files of records."
+    )
+    command.add_argument("--study", type=str | None, default=None, help="Only the runs of this study.")
+    command.add_argument("--figures", type=Path | None, default=None, help="Write the curves as SVG to this folder.")
+    command.add_argument("--out", type=Path | None, default=None, help="Write the page to this file.")
+    command.add_argument("--markdown", action="store_true", help="Print the table as Markdown.")
+    command.add_argument("--json", action="store_true", help="Print the records, a JSON line each.")
+    command.add_argument("--title", type=str, default="Runs", help="Title of the page.")
+    return command
+
+
+def _report(options: Namespace) -> int:
+    from mpelu.report import (
+        error_curves,
+        loss_curves,
+        markdown_table,
+        render_page,
+        results_table,
+        standalone,
+        summarize,
+    )
+    from mpelu.train.records import find_results
+
+    records = [record for record in find_results(options.runs) if options.study in (None, record["study"])]
+    if not records:
+        raise MpeluError(f"no finished run of study {options.study!r}; leave out --study to see them all")
+    if options.json:
+        for record in records:
+            _print_json(record)
+    elif options.markdown:
+        _print_line(markdown_table(summarize(records)))
+    else:
+        _console().print(results_table(summarize(records)))
+    if options.figures is not None:
+        summaries = summarize(records)
+        _write_text(options.figures / "train-loss.svg", standalone(loss_curves(summaries)))
+        _write_text(options.figures / "test-error.svg", standalone(error_curves(summaries)))
+    if options.out is not None:
+        page = render_page(records, title=options.title, lead=f"{len(records)} runs.", how_to_read=())
+        _write_text(options.out, page)
+        sys.stderr.write(f"{options.out} written\n")
+    return 0
+
+
+COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[Namespace], int]]] = {
+    "demo": (_demo_parser, _demo),
+    "train": (_train_parser, _train),
+    "evaluate": (_evaluate_parser, _evaluate),
+    "report": (_report_parser, _report),
+    "models": (_models_parser, _models),
+    "init": (_init_parser, _init),
+    "data": (_data_parser, _data),
+}

@@ -1,0 +1,130 @@
+"""What a data set is: in memory (:class:`Dataset`), just decoded (:class:`Decoded`) and on disk (:class:`Source`)."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from mpelu.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images with their labels.
+
+    Attributes:
+        images: Pixels 0 to 255, uint8, shape ``(N, C, H, W)``.
+        labels: Class numbers from 0, int64, shape ``(N,)``.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set that is ready for training.
+
+    Attributes:
+        name: What results must call it; lossy copies of CIFAR carry their quality, as in ``cifar10-jpeg75``.
+        classes: Name of each class; the label is the index.
+        train: Training images.
+        test: Test images.
+        mean: Mean of each channel over all training images, on the scale 0 to 1.
+        std: Standard deviation (of the population) of each channel over all training images, on the same scale.
+        sha256: Identifies the content: a digest of the digests of the files that it was read from.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sha256: str
+
+    def limited(self, count: int | None) -> "Dataset":
+        """Keep the first ``count`` training images (None: all); test, mean and std stay those of the full set.
+
+        Raises:
+            UsageError: If there are fewer images, or count is below 1.
+        """
+        if count is None:
+            return self
+        available = len(self.train.labels)
+        if not 1 <= count <= available:
+            raise UsageError(
+                f"the number of training images must be from 1 to {available} for {self.name}, got {count}; "
+                "leave it out for all of them"
+            )
+        return replace(self, train=Split(self.train.images[:count], self.train.labels[:count]))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a reader got out of the files.
+
+    Attributes:
+        classes: Name of each class.
+        train: Training images that could be read.
+        test: Test images that could be read, with the channels, height and width of the training images.
+        encoding: ``""`` for lossless images, otherwise what took something away: ``jpeg75``, ``jpeg``, ``lossy``.
+        damaged: One line for each file or row that could not be read: where it is and what is wrong.
+    """
+
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    encoding: str = ""
+    damaged: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set on disk: recognized, not read yet.
+
+    Attributes:
+        name: Its name, if the class names do not tell a better one.
+        files: Every file that the content depends on, by the part it plays (``train``, ``test``, ...), in order.
+        decode: Reads the files.
+    """
+
+    name: str
+    files: Mapping[str, tuple[Path, ...]]
+    decode: Callable[[], Decoded]
+
+    def sha256(self) -> str:
+        """Hash every file, then the hashes: the same content has the same digest wherever it lies."""
+        try:
+            lines = [
+                f"{part} {hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+                for part, paths in sorted(self.files.items())
+                for path in paths
+            ]
+        except OSError as error:
+            raise DataError(
+                f"cannot read {error.filename} ({error.strerror}); mend the file or its permissions"
+            ) from error
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation (of the population) of each channel, on the scale 0 to 1.
+
+    The pixels are counted by value, so the sums are exact integers and do not depend on an order of summation.
+
+    Args:
+        images: uint8, shape ``(N, C, H, W)``, at least one image.
+    """
+    counts = np.zeros((images.shape[1], 256), dtype=np.int64)
+    for start in range(0, len(images), 1000):  # bincount widens its input to int64: 1,000 images keep that small
+        for channel, pixels in enumerate(images[start : start + 1000].unbind(1)):
+            counts[channel] += np.bincount(pixels.numpy().reshape(-1), minlength=256)
+    values = np.arange(256)
+    total = counts.sum(axis=1)
+    mean = counts @ values / total
+    variance = counts @ values**2 / total - mean**2
+    return tuple((mean / 255).tolist()), tuple((np.sqrt(np.maximum(variance, 0.0)) / 255).tolist())

@@ -1,0 +1,59 @@
+"""Functional form of the activation: arguments are checked here, once, and passed to the op."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mpelu.errors import UsageError
+from mpelu.ops import reference
+
+
+def mpelu(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
+    r"""Apply the multiple parametric exponential linear unit, channel by channel.
+
+    .. math:: f(x) = x \text{ if } x > 0, \text{ else } \alpha_c \, (e^{\beta_c x} - 1)
+
+    Source: Li et al. (2018), Neurocomputing 301, arXiv:1606.00305, Eq. 3. With alpha = 0 it is ReLU, with
+    alpha = beta = 1 it is ELU, and with small beta it comes near a PReLU of slope alpha * beta. It is differentiable
+    at 0 only where alpha * beta = 1; at exactly 0 the derivative of the negative side is taken.
+
+    The arithmetic is float32 (float64 for float64 input); half types are rounded once, at the end.
+
+    Args:
+        x: Pre-activations, shape ``(N, C, *)`` for per-channel parameters and any shape for shared ones, any
+            floating dtype and memory format.
+        alpha: Scale of the negative side, shape ``(C,)``, ``(1,)`` or ``()``, or a number; for beta > 0, f tends to
+            -alpha.
+        beta: Rate of the negative side, per unit of x, shape as for alpha. The paper wants beta > 0; here it is not
+            checked (that would wait for the device), see :func:`mpelu.optim.keep_beta_positive`.
+
+    Returns:
+        Shape, dtype and memory format of ``x``.
+
+    Raises:
+        UsageError: If x is not floating, or alpha or beta has another shape than those above.
+
+    Example:
+        >>> mpelu(torch.tensor([[-1.0, 2.0]]), torch.tensor(1.0), torch.tensor(1.0))
+        tensor([[-0.6321,  2.0000]])
+    """
+    if not x.is_floating_point():
+        raise UsageError(f"x must have a floating dtype, got {x.dtype}; convert it with x.float()")
+    operator = reference.Traceable if torch.compiler.is_compiling() else reference.Reference
+    apply: Callable[..., Tensor] = operator.apply
+    return apply(x, _parameter("alpha", alpha, x), _parameter("beta", beta, x))
+
+
+def _parameter(name: str, parameter: Tensor | float, x: Tensor) -> Tensor:
+    if not isinstance(parameter, Tensor):
+        return torch.tensor(parameter, dtype=reference.compute_dtype(x), device=x.device)
+    if parameter.numel() == 1 and parameter.dim() <= 1:
+        return parameter
+    channels = x.shape[1] if x.dim() >= 2 else None
+    if parameter.shape != (channels,):
+        wanted = f"() or ({channels},) to match the channels" if channels else "() because there is no channel dim"
+        raise UsageError(
+            f"{name} must have shape {wanted} of x with shape {tuple(x.shape)}, got {tuple(parameter.shape)}"
+        )
+    return parameter

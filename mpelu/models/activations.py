@@ -1,0 +1,58 @@
+"""The activations that a network of the catalog can be built with: name to a factory that is given the channels."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from mpelu.errors import UsageError
+from mpelu.nn import MPELU
+
+ActivationFactory = Callable[[int], nn.Module]
+"""Called with the number of channels, returns the module that follows them."""
+
+
+def _relu(channels: int, alpha: float, beta: float) -> nn.Module:  # noqa: ARG001
+    return nn.ReLU(inplace=True)
+
+
+def _lrelu(channels: int, alpha: float, beta: float) -> nn.Module:  # noqa: ARG001
+    return nn.LeakyReLU(alpha, inplace=True)
+
+
+def _prelu(channels: int, alpha: float, beta: float) -> nn.Module:  # noqa: ARG001
+    return nn.PReLU(channels, init=alpha)
+
+
+def _elu(channels: int, alpha: float, beta: float) -> nn.Module:  # noqa: ARG001
+    return nn.ELU(alpha)
+
+
+def _mpelu(channels: int, alpha: float, beta: float) -> nn.Module:
+    return MPELU(channels, alpha, beta)
+
+
+BUILDERS = {"relu": _relu, "lrelu": _lrelu, "prelu": _prelu, "elu": _elu, "mpelu": _mpelu}
+DEFAULT_ALPHA = {"lrelu": 0.1, "prelu": 0.25, "elu": 1.0, "mpelu": 0.25}
+"""Slope of the leaky units (the paper's LReLU A; PReLU's usual start), alpha of the exponential ones."""
+
+
+def activation_factory(name: str, alpha: float | None = None, beta: float | None = None) -> ActivationFactory:
+    """Return the factory for an activation by name.
+
+    Args:
+        name: ``relu``, ``lrelu``, ``prelu``, ``elu`` or ``mpelu``.
+        alpha: Start value of alpha (mpelu), alpha (elu) or the slope (lrelu, prelu); None is the usual value.
+        beta: Start value of beta (mpelu only); None is 1.
+
+    Raises:
+        UsageError: If the name is unknown or the activation has no such parameter.
+    """
+    if name not in BUILDERS:
+        raise UsageError(f"unknown activation {name!r}; known: {', '.join(BUILDERS)}")
+    if alpha is not None and name not in DEFAULT_ALPHA:
+        raise UsageError(f"activation {name!r} has no alpha, got alpha={alpha}; leave it out")
+    if beta is not None and name != "mpelu":
+        raise UsageError(f"activation {name!r} has no beta, got beta={beta}; leave it out")
+    value = DEFAULT_ALPHA.get(name, 0.0) if alpha is None else alpha
+    return partial(BUILDERS[name], alpha=value, beta=1.0 if beta is None else beta)

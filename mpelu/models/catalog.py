@@ -1,0 +1,144 @@
+"""The networks by name: a family and a depth, as in ``plain30`` or ``nopre164``."""
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpelu.errors import UsageError
+from mpelu.models.activations import ActivationFactory, activation_factory
+from mpelu.models.cifar_resnet import nopre
+from mpelu.models.plain import plain
+
+
+@dataclass(frozen=True)
+class Family:
+    """A builder that is given a depth, the depths of the paper, and the image shape it is listed with."""
+
+    build: Callable[..., nn.Sequential]
+    depths: tuple[int, ...]
+    image_shape: tuple[int, int, int]
+    about: str
+
+    @property
+    def options(self) -> set[str]:
+        """Names of the keyword arguments that are the family's own."""
+        parameters = inspect.signature(self.build).parameters.values()
+        keywords = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+        return keywords - {"activation", "num_classes"}
+
+
+FAMILIES = {
+    "plain": Family(plain, (15, 30, 52), (1, 16, 16), "plain 2x2 net for small images, no normalization"),
+    "nopre": Family(nopre, (29, 47, 164, 1001), (3, 32, 32), "MPELU bottleneck ResNet without pre-activation"),
+}
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A row of ``mpelu models``: counts are for the listed image shape and 10 classes, with MPELU."""
+
+    name: str
+    depth: int
+    parameters: int
+    multiply_adds: int
+    image_shape: tuple[int, int, int]
+    about: str
+
+
+def create_model(
+    name: str,
+    num_classes: int = 10,
+    activation: str | ActivationFactory = "mpelu",
+    *,
+    alpha: float | None = None,
+    beta: float | None = None,
+    **options: Any,
+) -> nn.Sequential:
+    """Build a network of the catalog. It has torch's default weights: see :func:`mpelu.initialize`.
+
+    Args:
+        name: Family and depth: ``plain15``, ``plain30``, ``plain52`` or any other depth from 9 on; ``nopre29``,
+            ``nopre164``, ``nopre1001`` or any other 9n + 2.
+        num_classes: Size of the output.
+        activation: ``relu``, ``lrelu``, ``prelu``, ``elu``, ``mpelu``, or a callable that is given the number of
+            channels and returns a module.
+        alpha: Start value of alpha, or slope of the leaky units; None is the usual value of the activation.
+        beta: Start value of beta (mpelu only); None is 1.
+        **options: Those of the family: ``in_channels``, and for plain nets ``input_size``, ``width``,
+            ``batch_norm`` and ``dropout``.
+
+    Raises:
+        UsageError: If the name, the depth, the activation or an option is unknown.
+
+    Example:
+        >>> sum(parameter.numel() for parameter in create_model("nopre164").parameters())
+        1696250
+    """
+    family, depth = parse_name(name)
+    entry = FAMILIES[family]
+    unknown = sorted(set(options) - entry.options)
+    if unknown:
+        raise UsageError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(sorted(entry.options))}")
+    factory = activation_factory(activation, alpha, beta) if isinstance(activation, str) else activation
+    return entry.build(depth, activation=factory, num_classes=num_classes, **options)
+
+
+def parse_name(name: str) -> tuple[str, int]:
+    """Split ``nopre164`` into the family and the depth, or raise a UsageError that suggests a name."""
+    match = re.fullmatch(r"([a-z_]+)(\d+)", name)
+    if match and match[1] in FAMILIES:
+        return match[1], int(match[2])
+    names = [family + str(depth) for family, entry in FAMILIES.items() for depth in entry.depths]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"; did you mean {close[0]}?" if close else "."
+    raise UsageError(f"unknown model {name!r}{hint} Known: {', '.join(names)} and other depths of these families")
+
+
+def list_models() -> list[ModelInfo]:
+    """Return one row for each depth of the paper in each family."""
+    rows = []
+    for family, entry in FAMILIES.items():
+        for depth in entry.depths:
+            with torch.random.fork_rng(devices=[]):
+                model = create_model(f"{family}{depth}", in_channels=entry.image_shape[0])
+            rows.append(
+                ModelInfo(
+                    name=f"{family}{depth}",
+                    depth=depth,
+                    parameters=sum(parameter.numel() for parameter in model.parameters()),
+                    multiply_adds=multiply_adds(model, torch.zeros(1, *entry.image_shape)),
+                    image_shape=entry.image_shape,
+                    about=entry.about,
+                )
+            )
+    return rows
+
+
+def multiply_adds(model: nn.Module, example: Tensor) -> int:
+    """Return the multiply-adds of the convolutions and linear layers for one example, shape ``(1, C, H, W)``.
+
+    Hooks on one real pass: ``torch.utils.flop_counter`` gives the same numbers and takes ten times as long on 1001
+    layers. The model is put into eval mode.
+    """
+    total = 0
+
+    def count(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        total += output.numel() * module.get_parameter("weight")[0].numel()
+
+    handles = [
+        module.register_forward_hook(count) for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    try:
+        with torch.no_grad():
+            model.eval()(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total

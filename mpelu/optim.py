@@ -1,0 +1,112 @@
+"""What an optimizer must know about alpha and beta: their own learning rate and decay, and that beta stays positive."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mpelu.errors import UsageError
+from mpelu.nn import MPELU
+
+MIN_BETA = 1e-4
+"""Smallest beta after a step: a hundredth of the smallest start value of the paper (0.01), and normal in float16."""
+
+
+def param_groups(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    *,
+    alpha_beta_lr: float = 5.0,
+    alpha_beta_weight_decay: float = 1.0,
+    bias_lr: float = 1.0,
+    bias_weight_decay: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Sort the parameters of a model into groups for a torch optimizer.
+
+    The paper trains alpha and beta at 5 times the learning rate of the weights (section 3.1); its Caffe nets train
+    biases at twice the rate without decay. The four multipliers are relative to ``lr`` and ``weight_decay``.
+
+    Args:
+        model: Any module; parameters that need no gradient are left out, shared ones appear once.
+        lr: Learning rate of the weights.
+        weight_decay: Decay of the weights.
+        alpha_beta_lr: Multiplier of the learning rate for alpha and beta.
+        alpha_beta_weight_decay: Multiplier of the decay for alpha and beta.
+        bias_lr: Multiplier of the learning rate for every parameter named ``bias``.
+        bias_weight_decay: Multiplier of the decay for every parameter named ``bias``.
+
+    Returns:
+        Groups named ``weight``, ``bias``, ``alpha`` and ``beta`` (empty ones left out), each with ``params``, ``lr``,
+        ``weight_decay`` and ``lr_multiplier`` (what a schedule multiplies its base rate with).
+
+    Example:
+        >>> groups = param_groups(nn.Sequential(nn.Linear(2, 3), MPELU(3)), lr=0.1, weight_decay=1e-4)
+        >>> [(group["name"], group["lr"]) for group in groups]
+        [('weight', 0.1), ('bias', 0.1), ('alpha', 0.5), ('beta', 0.5)]
+    """
+    multipliers = {
+        "weight": (1.0, 1.0),
+        "bias": (bias_lr, bias_weight_decay),
+        "alpha": (alpha_beta_lr, alpha_beta_weight_decay),
+        "beta": (alpha_beta_lr, alpha_beta_weight_decay),
+    }
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in multipliers}
+    shape_parameters = {
+        id(parameter): name
+        for module in model.modules()
+        if isinstance(module, MPELU)
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            last = name.rpartition(".")[2]
+            members[shape_parameters.get(id(parameter), "bias" if last == "bias" else "weight")].append(parameter)
+    return [
+        {
+            "name": name,
+            "params": members[name],
+            "lr": lr * lr_multiplier,
+            "weight_decay": weight_decay * decay_multiplier,
+            "lr_multiplier": lr_multiplier,
+        }
+        for name, (lr_multiplier, decay_multiplier) in multipliers.items()
+        if members[name]
+    ]
+
+
+def keep_beta_positive(
+    optimizer: torch.optim.Optimizer, model: nn.Module, minimum: float = MIN_BETA
+) -> RemovableHandle:
+    """Project every beta of the model onto [minimum, inf) after each step of the optimizer.
+
+    Projection, and not a clamp or a reparametrization in the forward pass: the function that is trained stays Eq. 3,
+    beta keeps its gradient at the border (a clamp would cut it, and beta could never leave), learning rate and decay
+    act on beta itself as in the paper, and nothing waits for the device.
+
+    Args:
+        optimizer: The hook is registered on it.
+        model: Its MPELUs are looked up once, now.
+        minimum: Smallest beta allowed, > 0.
+
+    Returns:
+        A handle; its ``remove()`` takes the projection away.
+
+    Raises:
+        UsageError: If minimum is not > 0.
+    """
+    if not minimum > 0:
+        raise UsageError(f"minimum must be > 0, or beta could reach 0, got {minimum}")
+    betas: list[Tensor] = [module.beta for module in model.modules() if isinstance(module, MPELU)]
+
+    def project(*_: object) -> None:
+        with torch.no_grad():
+            _clamp_from_below_(betas, minimum)
+
+    return optimizer.register_step_post_hook(project)
+
+
+def _clamp_from_below_(tensors: list[Tensor], minimum: float) -> None:
+    if tensors:
+        torch._foreach_clamp_min_(tensors, minimum)  # one launch for all layers; there is no public name for it

@@ -1,0 +1,150 @@
+"""A recipe: every choice that changes the numbers of a run, and nothing else. It imports no torch."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mpelu.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one network is trained. None means: the value of the paper for that family of networks.
+
+    Args:
+        model: Family and depth, e.g. plain30, nopre164 ("mpelu models" lists them).
+        activation: relu, lrelu, prelu, elu or mpelu.
+        alpha: Start value of alpha (mpelu: 0.25 if not given; elu: 1), or slope of lrelu (0.1) and prelu (0.25).
+        beta: Start value of beta (mpelu: 1 if not given).
+        width: Channels of the convolutions (plain nets: 16 if not given).
+        batch_norm: Batch normalization without scale and shift before each activation (plain nets only).
+        dropout: Dropout probability after the hidden fully connected layers (plain nets only).
+        init: Weights: eq22 (slope of the feeding activation), released (as in the authors' code), msra, xavier,
+            gaussian, or default (torch's own).
+        init_mode: Fan of the initialization: fan_in, fan_out or average.
+        init_std: Standard deviation of the gaussian initialization.
+        data: digits (built in), cifar10, cifar100 (from the Hub), or a folder with Parquet or official CIFAR files.
+        limit: Use the first so many training images only.
+        augment: none, pad4 (pad 4, crop, flip), pad4-noflip or crop28 (28 pixel crop, flip); not given: pad4 for 32
+            pixel images, else none.
+        epochs: Passes over the training images (plain: 38, nopre: 200).
+        batch_size: Images in a step, over all processes (plain: 64, nopre: 128).
+        lr: Learning rate of the weights (plain: 0.01, nopre: 0.1).
+        schedule: step (lr / 10 at each milestone) or cosine (down to 0 at the end).
+        milestones: Of the step schedule, as fractions of the epochs; 0.405 and 0.61 are 81 and 122 of 200.
+        warmup_epochs: First epochs at warmup_lr (step), or of a linear rise (cosine).
+        warmup_lr: Learning rate of the warm-up.
+        momentum: Of SGD.
+        nesterov: Nesterov momentum (the authors' residual code has it, the paper does not mention it).
+        weight_decay: Of all parameters (plain: 5e-4, nopre: 1e-4).
+        alpha_beta_lr: Multiplier of lr for alpha and beta.
+        alpha_beta_weight_decay: Multiplier of weight_decay for alpha and beta.
+        bias_lr: Multiplier of lr for biases.
+        bias_weight_decay: Multiplier of weight_decay for biases.
+        clip_norm: Clip the norm of the gradient to this; 0 is off.
+        precision: fp32, or bf16 (autocast).
+        compile: Compile the network with torch.compile.
+        channels_last: Keep images with channels in the last dimension of memory.
+    """
+
+    model: str = "nopre29"
+    activation: str = "mpelu"
+    alpha: float | None = None
+    beta: float | None = None
+    width: int | None = None
+    batch_norm: bool | None = None
+    dropout: float | None = None
+    init: Literal["eq22", "released", "msra", "xavier", "gaussian", "default"] = "eq22"
+    init_mode: Literal["fan_in", "fan_out", "average"] = "fan_in"
+    init_std: float = 0.01
+    data: str = "digits"
+    limit: int | None = None
+    augment: Literal["none", "pad4", "pad4-noflip", "crop28"] | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    schedule: Literal["step", "cosine"] = "step"
+    milestones: tuple[float, ...] = (0.405, 0.61)
+    warmup_epochs: int = 0
+    warmup_lr: float = 0.01
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float | None = None
+    alpha_beta_lr: float = 5.0
+    alpha_beta_weight_decay: float = 1.0
+    bias_lr: float = 1.0
+    bias_weight_decay: float = 1.0
+    clip_norm: float = 0.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    channels_last: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        problems = [
+            f"{name} must be {wanted}, got {getattr(self, name)}"
+            for name, (wanted, holds) in RANGES.items()
+            if getattr(self, name) is not None and not holds(getattr(self, name))
+        ]
+        if problems:
+            raise UsageError("; ".join(problems))
+
+
+def _positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+def _not_negative(value: float) -> bool:
+    return 0 <= value < math.inf
+
+
+RANGES: dict[str, tuple[str, Any]] = {
+    "alpha": ("a finite number", math.isfinite),
+    "beta": ("> 0", _positive),
+    "width": ("at least 1", _positive),
+    "dropout": ("in [0, 1)", lambda value: 0 <= value < 1),
+    "init_std": ("> 0", _positive),
+    "limit": ("at least 1", _positive),
+    "epochs": ("at least 1", _positive),
+    "batch_size": ("at least 1", _positive),
+    "lr": ("> 0", _positive),
+    "milestones": ("rising fractions in (0, 1)", lambda value: list(value) == sorted({v for v in value if 0 < v < 1})),
+    "warmup_epochs": (">= 0", _not_negative),
+    "warmup_lr": ("> 0", _positive),
+    "momentum": ("in [0, 1)", lambda value: 0 <= value < 1),
+    "weight_decay": (">= 0", _not_negative),
+    "alpha_beta_lr": (">= 0", _not_negative),
+    "alpha_beta_weight_decay": (">= 0", _not_negative),
+    "bias_lr": (">= 0", _not_negative),
+    "bias_weight_decay": (">= 0", _not_negative),
+    "clip_norm": (">= 0", _not_negative),
+}
+"""What each field must be, beside its type."""
+
+FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "plain": {"epochs": 38, "batch_size": 64, "lr": 0.01, "weight_decay": 5e-4},
+    "nopre": {"epochs": 200, "batch_size": 128, "lr": 0.1, "weight_decay": 1e-4},
+}
+"""The paper's values: 750k iterations of 64 images on ImageNet are 37.5 epochs; the CIFAR nets train for 200."""
+
+
+def resolve(recipe: Recipe, *, family: str, image_size: int) -> Recipe:
+    """Fill in what was left to the family of the network and to the data, so that nothing is implicit any more."""
+    filled = {name: value for name, value in FAMILY_DEFAULTS[family].items() if getattr(recipe, name) is None}
+    if recipe.augment is None:
+        filled["augment"] = "pad4" if image_size == 32 else "none"
+    return dataclasses.replace(recipe, **filled)
+
+
+def recipe_name(recipe: Recipe) -> str:
+    """Return the name of the run folder before the hash: model, activation and initialization."""
+    return f"{recipe.model}-{recipe.activation}-{recipe.init}"
+
+
+def recipe_hash(recipe: Recipe, data_sha256: str) -> str:
+    """Return 8 hexadecimal digits that change with every field and with the content of the data, not its path."""
+    fields = dataclasses.asdict(recipe) | {"data": data_sha256}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,503 @@
+"""A run: recipe and seed become objects, a folder, and at the end one record. Here names become objects."""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import logging
+import os
+import platform
+import signal
+import subprocess
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import filelock
+import safetensors.torch
+import torch
+import yaml
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+import mpelu
+from mpelu.data import Dataset, load
+from mpelu.errors import MpeluError, UsageError
+from mpelu.init import initialize
+from mpelu.models import FAMILIES, create_model, parse_name
+from mpelu.optim import keep_beta_positive, param_groups
+from mpelu.train import checkpoint
+from mpelu.train.batches import rank_slice, stream_seed
+from mpelu.train.loop import DivergedError, Position, StoppedError, Trainer
+from mpelu.train.recipe import Recipe, recipe_hash, recipe_name, resolve
+from mpelu.train.records import METRICS, RESULT, read_result, to_json
+
+LAST, BEST, WEIGHTS, CONFIG = "last.ckpt", "best.ckpt", "weights.safetensors", "config.yaml"
+
+logger = logging.getLogger("mpelu.train")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A recipe with nothing left open, its data, and the folder that follows from them."""
+
+    recipe: Recipe
+    seed: int
+    dataset: Dataset
+    hash: str
+    folder: Path
+
+
+def prepare(recipe: Recipe, *, seed: int, runs: Path, study: str = "train") -> Prepared:
+    """Load the data, fill in what the recipe left open, and name the run folder; nothing is written.
+
+    Raises:
+        UsageError: If the network cannot be built so, or the batch is larger than the training set.
+        DataError: If the data set cannot be read.
+    """
+    family, _ = parse_name(recipe.model)
+    dataset = load(recipe.data).limited(recipe.limit)
+    resolved = resolve(recipe, family=family, image_size=dataset.train.images.shape[-1])
+    images = len(dataset.train.labels)
+    assert resolved.batch_size is not None
+    if resolved.batch_size > images:
+        raise UsageError(
+            f"batch_size must be at most the number of training images ({images}), got {resolved.batch_size}; "
+            f"lower --batch-size or raise --limit"
+        )
+    with torch.random.fork_rng(devices=[]):
+        _network(resolved, dataset)
+    digest = recipe_hash(resolved, dataset.sha256)
+    folder = runs / study / f"{recipe_name(resolved)}-{digest}" / f"seed{seed}"
+    return Prepared(resolved, seed, dataset, digest, folder)
+
+
+def _network(recipe: Recipe, dataset: Dataset) -> nn.Module:
+    """Build the network of a recipe for the images and classes of a data set, with torch's default weights."""
+    options: dict[str, Any] = {
+        name: getattr(recipe, name) for name in ("width", "batch_norm", "dropout") if getattr(recipe, name) is not None
+    }
+    family, _ = parse_name(recipe.model)
+    if "input_size" in FAMILIES[family].options:
+        options["input_size"] = dataset.train.images.shape[-1]
+    return create_model(
+        recipe.model,
+        len(dataset.classes),
+        recipe.activation,
+        alpha=recipe.alpha,
+        beta=recipe.beta,
+        in_channels=dataset.train.images.shape[1],
+        **options,
+    )
+
+
+def build(recipe: Recipe, dataset: Dataset, *, seed: int) -> nn.Module:
+    """Build the network of a resolved recipe and initialize it; the same seed gives the same weights."""
+    torch.manual_seed(stream_seed(seed, "weights"))
+    net = _network(recipe, dataset)
+    if recipe.init != "default":
+        initialize(
+            net,
+            torch.zeros(1, *dataset.train.images.shape[1:]),
+            method=recipe.init,
+            mode=recipe.init_mode,
+            std=recipe.init_std,
+            seed=stream_seed(seed, "init"),
+        )
+    return net
+
+
+def run(
+    prepared: Prepared,
+    *,
+    study: str = "train",
+    device: str = "auto",
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> dict[str, Any]:
+    """Train, or continue, or do nothing: whatever brings the run to its record.
+
+    A run that was killed goes on from its last checkpoint and ends with the same bits. A loss or gradient that is not
+    finite ends the run with outcome ``diverged``, which is a result. Torch's global random state is left as it was.
+
+    Args:
+        prepared: See :func:`prepare`.
+        study: Name of what the run belongs to; stands in the record.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        on_epoch: Called in the first process with each row of the history.
+        on_step: Called in every process after each step.
+
+    Returns:
+        The record, as in ``result.json``.
+
+    Raises:
+        StoppedError: If SIGINT or SIGTERM arrived; the state is saved.
+        MpeluError: If the folder cannot be written, another process is at work in it, or its checkpoints are damaged.
+    """
+    folder = prepared.folder
+    if (folder / RESULT).exists():
+        return read_result(folder)
+    fabric = _fabric(device, prepared.recipe.precision)
+    _check_batches(prepared, fabric.world_size)
+    with torch.random.fork_rng(), _locked(folder, fabric), _log_file(folder, fabric), _signals() as stop_signal:
+        trainer = _trainer(prepared, fabric, stop_signal, on_step)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        environment = describe_environment(fabric) | {"started_utc": started}
+        if fabric.is_global_zero:
+            checkpoint.write_atomically(
+                folder / CONFIG, yaml.safe_dump(_plain(prepared.recipe), sort_keys=False).encode()
+            )
+            checkpoint.write_atomically(folder / "environment.json", to_json(environment, indent=2).encode())
+        outcome, reason, position = _train(trainer, prepared, on_epoch)
+        record = _record(trainer, prepared, position, study, outcome, reason, environment)
+        if fabric.is_global_zero:
+            weights = {name: tensor.contiguous() for name, tensor in trainer.net.state_dict().items()}
+            checkpoint.write_atomically(
+                folder / WEIGHTS, safetensors.torch.save(weights, {"recipe_hash": prepared.hash})
+            )
+            logger.info("%s: %s", outcome, reason or f"{position.step} steps")
+            checkpoint.write_atomically(folder / RESULT, to_json(record, indent=2).encode())
+        fabric.barrier()
+        return record
+
+
+def _train(
+    trainer: Trainer, prepared: Prepared, on_epoch: Callable[[dict[str, Any]], None] | None
+) -> tuple[str, str | None, Position]:
+    """Run the epochs that are left; saves after each, and in between when a signal asks to stop."""
+    recipe, folder, fabric = prepared.recipe, prepared.folder, trainer.fabric
+    position = _resume(trainer, prepared)
+    assert recipe.epochs is not None
+    while position.epoch < recipe.epochs:
+        started = time.perf_counter()
+        try:
+            trainer.train_epoch(position)
+        except DivergedError as error:
+            return "diverged", str(error), position
+        except StoppedError as error:
+            _save(trainer, prepared, position)
+            raise StoppedError(
+                error.signal_number, f"{error}; saved in {folder}, run the same command to continue"
+            ) from None
+        loss_sum, wrong, count = trainer.over_processes(position.sums).tolist()
+        test_loss, test_error = trainer.evaluate(trainer.dataset.test)
+        row = {
+            "epoch": position.epoch + 1,
+            "lr": trainer.optimizer.param_groups[0]["lr"],
+            "train_loss": loss_sum / count,
+            "train_error_percent": 100.0 * wrong / count,
+            "test_loss": test_loss,
+            "test_error_percent": test_error,
+            "wall_seconds": time.perf_counter() - started,
+            "images_per_second": count / position.train_seconds,
+        }
+        position.history.append(row)
+        position.epoch, position.batch, position.train_seconds = position.epoch + 1, 0, 0.0
+        position.sums = torch.zeros_like(position.sums)
+        if fabric.is_global_zero and best(position.history) is row:
+            state = {"hash": prepared.hash, "epoch": row["epoch"], "model": trainer.net.state_dict()}
+            checkpoint.save(folder / BEST, state, keep_previous=False)
+        _save(trainer, prepared, position)
+        if fabric.is_global_zero:
+            logger.info("%s", to_json(row))
+            if on_epoch is not None:
+                on_epoch(row)
+    return "finished", None, position
+
+
+def best(history: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the first row with the least test error, None where there is no row."""
+    return min(history, key=lambda row: row["test_error_percent"], default=None)
+
+
+def _save(trainer: Trainer, prepared: Prepared, position: Position) -> None:
+    sums = trainer.over_processes(position.sums)
+    position.sums = sums if trainer.fabric.is_global_zero else torch.zeros_like(sums)
+    if not trainer.fabric.is_global_zero:
+        return
+    state = {
+        "hash": prepared.hash,
+        "seed": prepared.seed,
+        "epoch": len(position.history),
+        "setting": _setting(trainer.fabric),
+        "position": {field.name: getattr(position, field.name) for field in dataclasses.fields(position)},
+        "model": trainer.net.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+    }
+    checkpoint.save(prepared.folder / LAST, state, keep_previous=True)
+    checkpoint.write_atomically(prepared.folder / METRICS, _csv(position.history))
+
+
+def _resume(trainer: Trainer, prepared: Prepared) -> Position:
+    state = checkpoint.load_newest(prepared.folder / LAST)
+    if state is None:
+        return Position(sums=torch.zeros(3, dtype=torch.float64, device=trainer.fabric.device))
+    if state.get("hash") != prepared.hash or state.get("seed") != prepared.seed:
+        raise checkpoint.CheckpointError(
+            f"{prepared.folder / LAST} belongs to recipe {state.get('hash')} with seed {state.get('seed')}, wanted "
+            f"{prepared.hash} with seed {prepared.seed}; move it away or give another folder with --runs"
+        )
+    if state["setting"] != _setting(trainer.fabric):
+        warning = (
+            f"continued on {_setting(trainer.fabric)}, begun on {state['setting']}: the result will not be bit for bit "
+            f"that of an uninterrupted run"
+        )
+        logger.warning(warning)
+        warnings.warn(warning, RuntimeWarning, stacklevel=2)
+    trainer.net.load_state_dict(state["model"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    position = Position(**state["position"])
+    position.sums = position.sums.to(trainer.fabric.device)
+    if not trainer.fabric.is_global_zero:
+        position.sums = torch.zeros_like(position.sums)
+    logger.info("continued at epoch %d, step %d", position.epoch + 1, position.step)
+    return position
+
+
+def _csv(history: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(history[0]) if history else ["epoch"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue().encode()
+
+
+def _trainer(
+    prepared: Prepared,
+    fabric: Fabric,
+    stop_signal: Callable[[], int],
+    on_step: Callable[[int, Tensor], None] | None,
+) -> Trainer:
+    recipe = prepared.recipe
+    assert recipe.lr is not None
+    assert recipe.weight_decay is not None
+    net = build(recipe, prepared.dataset, seed=prepared.seed)
+    if recipe.channels_last:
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
+    net = net.to(fabric.device)
+    if recipe.compile:
+        net.compile()
+    groups = param_groups(
+        net,
+        recipe.lr,
+        recipe.weight_decay,
+        alpha_beta_lr=recipe.alpha_beta_lr,
+        alpha_beta_weight_decay=recipe.alpha_beta_weight_decay,
+        bias_lr=recipe.bias_lr,
+        bias_weight_decay=recipe.bias_weight_decay,
+    )
+    optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+    keep_beta_positive(optimizer, net)
+    model, _ = fabric.setup(net, optimizer)
+    data = prepared.dataset
+    on_device = dataclasses.replace(
+        data,
+        train=dataclasses.replace(
+            data.train, images=data.train.images.to(fabric.device), labels=data.train.labels.to(fabric.device)
+        ),
+        test=dataclasses.replace(
+            data.test, images=data.test.images.to(fabric.device), labels=data.test.labels.to(fabric.device)
+        ),
+    )
+    return Trainer(fabric, net, model, optimizer, recipe, prepared.seed, on_device, stop_signal, on_step)
+
+
+def _fabric(device: str, precision: str) -> Fabric:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    accelerator = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda was asked for, but torch finds none; use --device cpu")
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=local,
+        num_nodes=processes // local,
+        strategy="ddp" if processes > 1 else "auto",
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
+    )
+    fabric.launch()
+    return fabric
+
+
+def _check_batches(prepared: Prepared, processes: int) -> None:
+    assert prepared.recipe.batch_size is not None
+    images, batch_size = len(prepared.dataset.train.labels), prepared.recipe.batch_size
+    smallest = images % batch_size or batch_size
+    part = rank_slice(smallest, rank=0, processes=processes)
+    if part.stop == part.start:
+        raise UsageError(
+            f"the last batch of an epoch has {smallest} of {images} images, too few for {processes} processes; "
+            f"choose another batch_size or limit"
+        )
+
+
+@contextmanager
+def _locked(folder: Path, fabric: Fabric) -> Iterator[None]:
+    """Create the run folder and keep every other run out of it."""
+    if not fabric.is_global_zero:
+        fabric.barrier()
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / "lock")
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise MpeluError(f"another process trains in {folder}; wait for it or stop it") from None
+    except OSError as error:
+        raise MpeluError(f"cannot write to {folder}: {error.strerror}; choose another folder with --runs") from error
+    try:
+        fabric.barrier()
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _log_file(folder: Path, fabric: Fabric) -> Iterator[None]:
+    """Send the log, and warnings, to ``log.txt`` of the first process."""
+    if not fabric.is_global_zero:
+        yield
+        return
+    handler = logging.FileHandler(folder / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], int]]:
+    """Note SIGINT and SIGTERM instead of dying of them; a second one is not held back."""
+    received = [0]
+
+    def note(number: int, _: object) -> None:
+        received[0] = number
+        signal.signal(number, signal.SIG_DFL)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _setting(fabric: Fabric) -> str:
+    return f"{fabric.device.type}, {fabric.world_size} processes of {torch.get_num_threads()} threads"
+
+
+def describe_environment(fabric: Fabric) -> dict[str, Any]:
+    """Return what a number depends on besides the recipe: versions, device, threads, commit."""
+    on_gpu = fabric.device.type == "cuda"
+    return {
+        "mpelu": mpelu.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": fabric.device.type,
+        "device_name": torch.cuda.get_device_name(fabric.device) if on_gpu else _processor(),
+        "threads": torch.get_num_threads(),
+        "processes": fabric.world_size,
+    }
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout that the package lies in, None for an installed wheel."""
+    root = Path(mpelu.__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(  # noqa: S603  # fixed arguments
+            ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return None
+    return found.stdout.strip() or None
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as plain types that YAML and JSON know."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(recipe).items()}
+
+
+def state_sha256(net: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    """Return the sha256 over all weights, buffers and optimizer state, in a fixed order."""
+    digest = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        digest.update(name.encode() + _bytes(tensor))
+    for index, entry in sorted(optimizer.state_dict()["state"].items()):
+        for name, value in sorted(entry.items()):
+            digest.update(f"{index}.{name}".encode() + (_bytes(value) if isinstance(value, Tensor) else b""))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _record(
+    trainer: Trainer,
+    prepared: Prepared,
+    position: Position,
+    study: str,
+    outcome: str,
+    reason: str | None,
+    environment: dict[str, Any],
+) -> dict[str, Any]:
+    data, history = prepared.dataset, position.history
+    rates = sorted(row["images_per_second"] for row in history)
+    return {
+        "schema": 1,
+        "study": study,
+        "recipe": recipe_name(prepared.recipe),
+        "hash": prepared.hash,
+        "seed": prepared.seed,
+        "outcome": outcome,
+        "reason": reason,
+        "steps": position.step,
+        "config": _plain(prepared.recipe),
+        "data": {
+            "name": data.name,
+            "sha256": data.sha256,
+            "train_images": len(data.train.labels),
+            "test_images": len(data.test.labels),
+            "classes": len(data.classes),
+        },
+        "scale": "gpu" if environment["device"] == "cuda" else "cpu",
+        "model": {"parameters": sum(parameter.numel() for parameter in trainer.net.parameters())},
+        "last": history[-1] if history else None,
+        "best": best(history),
+        "history": history,
+        "wall_seconds": sum(row["wall_seconds"] for row in history),
+        "images_per_second": rates[len(rates) // 2] if rates else None,
+        "state_sha256": state_sha256(trainer.net, trainer.optimizer),
+        "environment": environment,
+    }
