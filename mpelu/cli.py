@@ -213,7 +213,7 @@ def _live_table(jobs: Sequence[Any]) -> Any:
         last = rows[-1] if rows else {}
         state = "done" if (job.folder / RESULT).exists() else "runs" if job.folder.exists() else "waits"
         table.add_row(
-            f"{job.recipe.model} {job.recipe.activation} {job.recipe.init}",
+            f"{job.recipe.activation}, {job.recipe.init}",
             str(job.seed),
             f"{len(rows)}/{job.recipe.epochs}",
             f"{float(last['train_loss']):.4f}" if last else "",

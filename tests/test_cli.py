@@ -1,4 +1,5 @@
 import contextlib
+import io
 import json
 import re
 import signal
@@ -7,7 +8,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from mpelu.cli import main
 
@@ -93,6 +97,70 @@ def test_damaged_parquet_is_named(capsys, tmp_path):
     (line,) = capsys.readouterr().err.splitlines()
     assert "train-0.parquet" in line
     assert not (tmp_path / "runs").exists()
+
+
+def parquet(folder: Path, images: list[bytes]) -> None:
+    """Write a data set of two classes whose training images are the given files."""
+    folder.mkdir()
+    for split in ("train", "test"):
+        rows = [{"bytes": image, "path": None} for image in images]
+        labels = [index % 2 for index in range(len(images))]
+        pq.write_table(pa.table({"img": rows, "label": labels}), folder / f"{split}-0.parquet")
+
+
+def encoded(pixels: np.ndarray, form: str) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, form)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (b"no image at all", "row 3"),
+        (encoded(np.full((16, 16), np.nan, np.float32), "TIFF"), "row 3"),
+        (encoded(np.zeros((8, 8, 3), np.uint8), "PNG"), "row 3"),
+    ],
+    ids=["not an image", "nan pixels", "another size"],
+)
+def test_bad_image_is_named_with_its_row(bad, message, capsys, tmp_path):
+    good = [encoded(np.random.default_rng(index).integers(0, 256, (16, 16, 3), np.uint8), "PNG") for index in range(6)]
+    parquet(tmp_path / "images", [*good[:3], bad, *good[3:]])
+    assert mpelu("train", "--model", "plain9", "--data", str(tmp_path / "images"), "--batch-size", "2") == 1
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert "train-0.parquet" in line
+    assert message in line
+    assert printed.out == ""
+    assert not (tmp_path / "runs").exists()
+    assert mpelu("data", "check", str(tmp_path / "images")) == 1
+    assert message in capsys.readouterr().out
+
+
+def test_flipped_bit_in_a_checkpoint_is_refused(capsys):
+    assert mpelu(*SMALL, "--json") == 0
+    folder = Path(json.loads(capsys.readouterr().out.splitlines()[-1])["folder"])
+    content = bytearray((folder / "last.ckpt").read_bytes())
+    content[len(content) // 2] ^= 4
+    (folder / "last.ckpt").write_bytes(content)
+    assert mpelu("evaluate", str(folder)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"last\.ckpt is damaged", line)
+
+
+def test_full_disk_is_one_line(capsys, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    try:
+        assert mpelu(*SMALL, "--runs", str(disk)) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search(r"cannot write .* \([\d,]+ bytes\): No space left on device", line)
+        assert not list(disk.rglob("*.part"))
+        assert not list(disk.rglob("result.json"))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_train_evaluate_report(capsys, tmp_path):

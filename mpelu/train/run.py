@@ -358,13 +358,18 @@ def _locked(folder: Path, fabric: Fabric) -> Iterator[None]:
         lock.release()
 
 
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name in logging
+        """Print no traceback: what stops the log stops the next checkpoint too, and is said there."""
+
+
 @contextmanager
 def _log_file(folder: Path, fabric: Fabric) -> Iterator[None]:
     """Send the log, and warnings, to ``log.txt`` of the first process."""
     if not fabric.is_global_zero:
         yield
         return
-    handler = logging.FileHandler(folder / "log.txt")
+    handler = _LogFile(folder / "log.txt")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     level = logger.level
