@@ -414,7 +414,9 @@ def _models(options: Namespace) -> int:
 def _init_parser() -> Parser:
     command = Parser(description="Print how the weights of a network would be initialized, and why.")
     command.add_argument("model", type=str, help="Family and depth, e.g. plain30.")
-    command.add_argument("--activation", type=str, default="mpelu", help="relu, lrelu, prelu, elu or mpelu.")
+    command.add_argument(
+        "--activation", type=str, default="mpelu", help="relu, lrelu, prelu, elu, spelu, mpelu or srelu."
+    )
     command.add_argument("--alpha", type=float | None, default=None, help="Start value of alpha, or slope.")
     command.add_argument("--beta", type=float | None, default=None, help="Start value of beta.")
     command.add_argument("--method", type=str, default="eq22", help="eq22, released, msra, xavier or gaussian.")

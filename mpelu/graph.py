@@ -16,11 +16,11 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from mpelu.errors import MpeluError, UsageError
-from mpelu.nn import MPELU
+from mpelu.nn import MPELU, SPELU, SReLU
 
 Weighted = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-ACTIVATIONS = (MPELU, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU)
+ACTIVATIONS = (MPELU, SPELU, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
 TRANSPARENT = (
     nn.Identity,
@@ -78,7 +78,7 @@ class Reader:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, MPELU) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, MPELU | SPELU | SReLU) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Shapes(fx.Interpreter):

@@ -47,7 +47,11 @@ def mpelu(*words: str) -> int:
         ("train --init xavie", 2, r"--init must be eq22, .*, got xavie; did you mean xavier\?"),
         ("train --model nopra29", 2, r"unknown model 'nopra29'; did you mean nopre29\?"),
         ("train --model nopre30", 2, r"9n \+ 2 .* got 30; the nearest are 29 and 38"),
-        ("train --activation gelu", 2, "unknown activation 'gelu'; known: relu, lrelu, prelu, elu, mpelu"),
+        (
+            "train --activation gelu",
+            2,
+            "unknown activation 'gelu'; known: relu, lrelu, prelu, elu, spelu, mpelu, srelu",
+        ),
         ("train --activation relu --alpha 1", 2, "'relu' has no alpha"),
         ("train --data cifar11", 2, r"unknown data set 'cifar11'.*did you mean 'cifar10'\?"),
         ("train --data ./nowhere", 1, "no folder"),

@@ -9,7 +9,7 @@ from torch import nn
 
 import mpelu
 from mpelu.errors import UsageError
-from mpelu.nn import MPELU
+from mpelu.nn import MPELU, SPELU, SReLU
 from tests.cases import normal, over_activations, over_shapes, parameters, plain_formula
 
 
@@ -164,3 +164,50 @@ def test_functional_call_uses_the_parameters_it_is_given():
     for ours, theirs in zip((got["alpha"], got["beta"]), wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)  # 400 epsilon of values around 1
     assert module.alpha.grad is None
+
+
+def test_spelu_is_mpelu_with_beta_one():
+    x = torch.randn(5, 3, 2, dtype=torch.float64, requires_grad=True)
+    spelu, whole = SPELU(3, 0.7, dtype=torch.float64), MPELU(3, 0.7, 1.0, dtype=torch.float64)
+    outputs = [module(x) for module in (spelu, whole)]
+    assert torch.equal(*outputs)
+    gradients = [
+        torch.autograd.grad(y.square().sum(), (x, module.alpha))
+        for y, module in zip(outputs, (spelu, whole), strict=True)
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=0)
+    assert list(spelu.state_dict()) == ["alpha"]
+    assert "num_parameters=3, init_alpha=0.7" in repr(spelu)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_srelu_is_three_straight_lines(channels):
+    module = SReLU(channels, -0.5, 0.3, 0.8, 0.4, dtype=torch.float64)
+    x = torch.linspace(-3, 3, 60, dtype=torch.float64).view(10, 3, 2)
+    expected = torch.where(x >= 0.8, 0.8 + 0.4 * (x - 0.8), torch.where(x <= -0.5, -0.5 + 0.3 * (x + 0.5), x))
+    torch.testing.assert_close(module(x), expected)
+    assert set(module.state_dict()) == {"t_left", "a_left", "t_right", "a_right"}
+
+
+def test_srelu_gradients():
+    module = SReLU(3, -0.5, 0.3, 0.8, 0.4, dtype=torch.float64)
+    x = torch.linspace(-2.9, 3.1, 24, dtype=torch.float64).view(4, 3, 2).requires_grad_()  # off both thresholds
+
+    def function(x, *parameters):
+        return torch.func.functional_call(module, dict(zip(module.state_dict(), parameters, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(function, (x, *module.parameters()))
+
+
+def test_srelu_keeps_the_dtype_of_its_input():
+    assert SReLU(3)(torch.zeros(2, 3, dtype=torch.bfloat16)).dtype is torch.bfloat16
+
+
+def test_relatives_refuse_what_makes_no_sense():
+    with pytest.raises(UsageError, match="num_parameters must be 1 or the number of channels, got 0"):
+        SPELU(0)
+    with pytest.raises(UsageError, match="num_parameters must be 1 or the number of channels, got 0"):
+        SReLU(0)
+    with pytest.raises(UsageError, match=r"init_t_left must be below init_t_right, got 1\.0 and 0\.0"):
+        SReLU(init_t_left=1.0, init_t_right=0.0)

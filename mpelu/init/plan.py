@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mpelu.errors import UsageError
 from mpelu.graph import Reader, Source, read
 from mpelu.init.fill import FANS, fan, fill_normal_, taylor_gain
-from mpelu.nn import MPELU
+from mpelu.nn import MPELU, SPELU
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def _root_mean_square(values: Tensor) -> float:
 
 SLOPES: dict[type[nn.Module], Callable[..., float]] = {
     MPELU: lambda unit: _root_mean_square(unit.alpha * unit.beta),
+    SPELU: lambda unit: _root_mean_square(unit.alpha),
     nn.ReLU: lambda unit: 0.0,  # noqa: ARG005
     nn.LeakyReLU: lambda unit: float(unit.negative_slope),
     nn.PReLU: lambda unit: _root_mean_square(unit.weight),

@@ -3,6 +3,7 @@
 from mpelu.models.activations import ActivationFactory, activation_factory
 from mpelu.models.catalog import FAMILIES, Family, ModelInfo, create_model, list_models, parse_name
 from mpelu.models.cifar_resnet import Bottleneck, nopre
+from mpelu.models.nin import nin
 from mpelu.models.plain import PyramidPool, plain
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "activation_factory",
     "create_model",
     "list_models",
+    "nin",
     "nopre",
     "parse_name",
     "plain",

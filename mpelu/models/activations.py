@@ -6,7 +6,7 @@ from functools import partial
 from torch import nn
 
 from mpelu.errors import UsageError
-from mpelu.nn import MPELU
+from mpelu.nn import MPELU, SPELU, SReLU
 
 ActivationFactory = Callable[[int], nn.Module]
 """Called with the number of channels, returns the module that follows them."""
@@ -32,8 +32,24 @@ def _mpelu(channels: int, alpha: float, beta: float) -> nn.Module:
     return MPELU(channels, alpha, beta)
 
 
-BUILDERS = {"relu": _relu, "lrelu": _lrelu, "prelu": _prelu, "elu": _elu, "mpelu": _mpelu}
-DEFAULT_ALPHA = {"lrelu": 0.1, "prelu": 0.25, "elu": 1.0, "mpelu": 0.25}
+def _spelu(channels: int, alpha: float, beta: float) -> nn.Module:  # noqa: ARG001
+    return SPELU(channels, alpha)
+
+
+def _srelu(channels: int, alpha: float, beta: float) -> nn.Module:  # noqa: ARG001
+    return SReLU(channels, init_a_left=alpha)
+
+
+BUILDERS = {
+    "relu": _relu,
+    "lrelu": _lrelu,
+    "prelu": _prelu,
+    "elu": _elu,
+    "spelu": _spelu,
+    "mpelu": _mpelu,
+    "srelu": _srelu,
+}
+DEFAULT_ALPHA = {"lrelu": 0.1, "prelu": 0.25, "elu": 1.0, "spelu": 1.0, "mpelu": 0.25, "srelu": 0.2}
 """Slope of the leaky units (the paper's LReLU A; PReLU's usual start), alpha of the exponential ones."""
 
 
@@ -41,8 +57,9 @@ def activation_factory(name: str, alpha: float | None = None, beta: float | None
     """Return the factory for an activation by name.
 
     Args:
-        name: ``relu``, ``lrelu``, ``prelu``, ``elu`` or ``mpelu``.
-        alpha: Start value of alpha (mpelu), alpha (elu) or the slope (lrelu, prelu); None is the usual value.
+        name: a key of :data:`BUILDERS`.
+        alpha: Start value of alpha (mpelu, spelu), alpha (elu) or the slope (lrelu, prelu, srelu's left one); None is
+            the usual value.
         beta: Start value of beta (mpelu only); None is 1.
 
     Raises:

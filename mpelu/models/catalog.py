@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from mpelu.errors import UsageError
 from mpelu.models.activations import ActivationFactory, activation_factory
 from mpelu.models.cifar_resnet import nopre
+from mpelu.models.nin import nin
 from mpelu.models.plain import plain
 
 
 @dataclass(frozen=True)
 class Family:
-    """A builder that is given a depth, the depths of the paper, and the image shape it is listed with."""
+    """A builder, the depths of the paper, and the image shape it is listed with.
+
+    The builder is given a depth, unless there are no depths to choose from.
+    """
 
     build: Callable[..., nn.Sequential]
     depths: tuple[int, ...]
@@ -35,6 +39,7 @@ class Family:
 
 FAMILIES = {
     "plain": Family(plain, (15, 30, 52), (1, 16, 16), "plain 2x2 net for small images, no normalization"),
+    "nin": Family(nin, (), (3, 28, 28), "Network in Network, 9 convolutions"),
     "nopre": Family(nopre, (29, 47, 164, 1001), (3, 32, 32), "MPELU bottleneck ResNet without pre-activation"),
 }
 
@@ -66,8 +71,8 @@ def create_model(
         name: Family and depth: ``plain15``, ``plain30``, ``plain52`` or any other depth from 9 on; ``nopre29``,
             ``nopre164``, ``nopre1001`` or any other 9n + 2.
         num_classes: Size of the output.
-        activation: ``relu``, ``lrelu``, ``prelu``, ``elu``, ``mpelu``, or a callable that is given the number of
-            channels and returns a module.
+        activation: ``relu``, ``lrelu``, ``prelu``, ``elu``, ``spelu``, ``mpelu``, ``srelu``, or a callable that is
+            given the number of channels and returns a module.
         alpha: Start value of alpha, or slope of the leaky units; None is the usual value of the activation.
         beta: Start value of beta (mpelu only); None is 1.
         **options: Those of the family: ``in_channels``, and for plain nets ``input_size``, ``width``,
@@ -86,37 +91,43 @@ def create_model(
     if unknown:
         raise UsageError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(sorted(entry.options))}")
     factory = activation_factory(activation, alpha, beta) if isinstance(activation, str) else activation
-    return entry.build(depth, activation=factory, num_classes=num_classes, **options)
+    positional = () if depth is None else (depth,)
+    return entry.build(*positional, activation=factory, num_classes=num_classes, **options)
 
 
-def parse_name(name: str) -> tuple[str, int]:
-    """Split ``nopre164`` into the family and the depth, or raise a UsageError that suggests a name."""
-    match = re.fullmatch(r"([a-z_]+)(\d+)", name)
-    if match and match[1] in FAMILIES:
-        return match[1], int(match[2])
-    names = [family + str(depth) for family, entry in FAMILIES.items() for depth in entry.depths]
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+def parse_name(name: str) -> tuple[str, int | None]:
+    """Split ``nopre164`` into family and depth (None for ``nin``), or raise a UsageError that suggests a name."""
+    match = re.fullmatch(r"([a-z_]+)(\d*)", name)
+    if match and match[1] in FAMILIES and bool(match[2]) == bool(FAMILIES[match[1]].depths):
+        return match[1], int(match[2]) if match[2] else None
+    close = difflib.get_close_matches(name, names(), n=1, cutoff=0.4)
     hint = f"; did you mean {close[0]}?" if close else "."
-    raise UsageError(f"unknown model {name!r}{hint} Known: {', '.join(names)} and other depths of these families")
+    raise UsageError(f"unknown model {name!r}{hint} Known: {', '.join(names())} and other depths of these families")
+
+
+def names() -> list[str]:
+    """Return the names of the networks in the depths of the paper."""
+    return [family + str(depth) for family, entry in FAMILIES.items() for depth in entry.depths or ("",)]
 
 
 def list_models() -> list[ModelInfo]:
-    """Return one row for each depth of the paper in each family."""
+    """Return one row for each network of the paper."""
     rows = []
-    for family, entry in FAMILIES.items():
-        for depth in entry.depths:
-            with torch.random.fork_rng(devices=[]):
-                model = create_model(f"{family}{depth}", in_channels=entry.image_shape[0])
-            rows.append(
-                ModelInfo(
-                    name=f"{family}{depth}",
-                    depth=depth,
-                    parameters=sum(parameter.numel() for parameter in model.parameters()),
-                    multiply_adds=multiply_adds(model, torch.zeros(1, *entry.image_shape)),
-                    image_shape=entry.image_shape,
-                    about=entry.about,
-                )
+    for name in names():
+        family, depth = parse_name(name)
+        entry = FAMILIES[family]
+        with torch.random.fork_rng(devices=[]):
+            model = create_model(name, in_channels=entry.image_shape[0])
+        rows.append(
+            ModelInfo(
+                name=name,
+                depth=depth or sum(isinstance(module, nn.Conv2d) for module in model.modules()),
+                parameters=sum(parameter.numel() for parameter in model.parameters()),
+                multiply_adds=multiply_adds(model, torch.zeros(1, *entry.image_shape)),
+                image_shape=entry.image_shape,
+                about=entry.about,
             )
+        )
     return rows
 
 

@@ -16,8 +16,9 @@ class Recipe:
 
     Args:
         model: Family and depth, e.g. plain30, nopre164 ("mpelu models" lists them).
-        activation: relu, lrelu, prelu, elu or mpelu.
-        alpha: Start value of alpha (mpelu: 0.25 if not given; elu: 1), or slope of lrelu (0.1) and prelu (0.25).
+        activation: relu, lrelu, prelu, elu, spelu, mpelu or srelu.
+        alpha: Start value of alpha (mpelu: 0.25 if not given; elu, spelu: 1), or slope (lrelu: 0.1, prelu: 0.25,
+            srelu on the left: 0.2).
         beta: Start value of beta (mpelu: 1 if not given).
         width: Channels of the convolutions (plain nets: 16 if not given).
         batch_norm: Batch normalization without scale and shift before each activation (plain nets only).
@@ -30,16 +31,17 @@ class Recipe:
         limit: Use the first so many training images only.
         augment: none, pad4 (pad 4, crop, flip), pad4-noflip or crop28 (28 pixel crop, flip); not given: pad4 for 32
             pixel images, else none.
-        epochs: Passes over the training images (plain: 38, nopre: 200).
-        batch_size: Images in a step, over all processes (plain: 64, nopre: 128).
-        lr: Learning rate of the weights (plain: 0.01, nopre: 0.1).
+        epochs: Passes over the training images (plain: 38, nin: 307, nopre: 200).
+        batch_size: Images in a step, over all processes (plain: 64, nin and nopre: 128).
+        lr: Learning rate of the weights (plain: 0.01, nin and nopre: 0.1).
         schedule: step (lr / 10 at each milestone) or cosine (down to 0 at the end).
-        milestones: Of the step schedule, as fractions of the epochs; 0.405 and 0.61 are 81 and 122 of 200.
+        milestones: Of the step schedule, as fractions of the epochs (plain: 0.133 and 0.8, nopre: 0.405 and 0.61,
+            which is after 81 and 122 of 200, nin: 0.833).
         warmup_epochs: First epochs at warmup_lr (step), or of a linear rise (cosine).
         warmup_lr: Learning rate of the warm-up.
         momentum: Of SGD.
         nesterov: Nesterov momentum (the authors' residual code has it, the paper does not mention it).
-        weight_decay: Of all parameters (plain: 5e-4, nopre: 1e-4).
+        weight_decay: Of all parameters (plain: 5e-4, nin and nopre: 1e-4).
         alpha_beta_lr: Multiplier of lr for alpha and beta.
         alpha_beta_weight_decay: Multiplier of weight_decay for alpha and beta.
         bias_lr: Multiplier of lr for biases.
@@ -67,7 +69,7 @@ class Recipe:
     batch_size: int | None = None
     lr: float | None = None
     schedule: Literal["step", "cosine"] = "step"
-    milestones: tuple[float, ...] = (0.405, 0.61)
+    milestones: tuple[float, ...] | None = None
     warmup_epochs: int = 0
     warmup_lr: float = 0.01
     momentum: float = 0.9
@@ -83,7 +85,8 @@ class Recipe:
     channels_last: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(self.milestones))
+        if self.milestones is not None:
+            object.__setattr__(self, "milestones", tuple(self.milestones))  # YAML has lists only
         problems = [
             f"{name} must be {wanted}, got {getattr(self, name)}"
             for name, (wanted, holds) in RANGES.items()
@@ -125,10 +128,12 @@ RANGES: dict[str, tuple[str, Any]] = {
 """What each field must be, beside its type."""
 
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
-    "plain": {"epochs": 38, "batch_size": 64, "lr": 0.01, "weight_decay": 5e-4},
-    "nopre": {"epochs": 200, "batch_size": 128, "lr": 0.1, "weight_decay": 1e-4},
+    "plain": {"epochs": 38, "batch_size": 64, "lr": 0.01, "milestones": (100 / 750, 600 / 750), "weight_decay": 5e-4},
+    "nin": {"epochs": 307, "batch_size": 128, "lr": 0.1, "milestones": (100 / 120,), "weight_decay": 1e-4},
+    "nopre": {"epochs": 200, "batch_size": 128, "lr": 0.1, "milestones": (0.405, 0.61), "weight_decay": 1e-4},
 }
-"""The paper's values: 750k iterations of 64 images on ImageNet are 37.5 epochs; the CIFAR nets train for 200."""
+"""The paper's values. Its lengths are 750k iterations of 64 images on ImageNet (37.5 epochs) for the plain nets, 120k
+iterations of 128 images (307 epochs) for NIN, and 200 epochs for the residual nets."""
 
 
 def resolve(recipe: Recipe, *, family: str, image_size: int) -> Recipe:

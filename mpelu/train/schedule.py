@@ -19,6 +19,7 @@ def learning_rate(recipe: Recipe, epoch: int, progress: float) -> float:
     """
     assert recipe.lr is not None
     assert recipe.epochs is not None
+    assert recipe.milestones is not None
     if recipe.schedule == "step":
         if epoch < recipe.warmup_epochs:
             return recipe.warmup_lr

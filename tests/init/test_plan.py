@@ -62,7 +62,7 @@ def test_slope_is_the_root_mean_square_over_channels():
 
 
 def test_slope_of_another_module_is_refused():
-    with pytest.raises(UsageError, match=r"Eq\. 22 covers MPELU, ReLU, LeakyReLU, PReLU, ELU, got GELU"):
+    with pytest.raises(UsageError, match=r"Eq\. 22 covers MPELU, SPELU, ReLU, LeakyReLU, PReLU, ELU, got GELU"):
         negative_slope(nn.GELU())
 
 
