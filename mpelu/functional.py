@@ -1,15 +1,25 @@
 """Functional form of the activation: arguments are checked here, once, and passed to the op."""
 
-from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from mpelu.errors import UsageError
-from mpelu.ops import reference
+from mpelu.ops import dispatch, reference
+
+SAVE = ("input", "output")
 
 
-def mpelu(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
+def mpelu(
+    x: Tensor,
+    alpha: Tensor | float,
+    beta: Tensor | float,
+    *,
+    save: Literal["input", "output"] = "input",
+    inplace: bool = False,
+) -> Tensor:
     r"""Apply the multiple parametric exponential linear unit, channel by channel.
 
     .. math:: f(x) = x \text{ if } x > 0, \text{ else } \alpha_c \, (e^{\beta_c x} - 1)
@@ -27,22 +37,39 @@ def mpelu(x: Tensor, alpha: Tensor | float, beta: Tensor | float) -> Tensor:
             -alpha.
         beta: Rate of the negative side, per unit of x, shape as for alpha. The paper wants beta > 0; here it is not
             checked (that would wait for the device), see :func:`mpelu.optim.keep_beta_positive`.
+        save: What autograd keeps for the backward pass. ``"output"`` costs no memory where the next layer keeps its
+            input, as convolutions do. It needs alpha * beta > 0 in every channel (checked: on a GPU that waits for the
+            device), cannot be differentiated twice, and loses accuracy where the negative side has saturated: the
+            gradient's error there is that of rounding alpha in the dtype of x. torch.compile decides by itself what is
+            kept, and so ignores it.
+        inplace: Write the output over x; the same conditions as ``save="output"``.
 
     Returns:
         Shape, dtype and memory format of ``x``.
 
     Raises:
-        UsageError: If x is not floating, or alpha or beta has another shape than those above.
+        UsageError: If x is not floating, alpha or beta has another shape than those above, or ``save`` or ``inplace``
+            asks for what these alpha and beta do not allow; names the channel.
 
     Example:
         >>> mpelu(torch.tensor([[-1.0, 2.0]]), torch.tensor(1.0), torch.tensor(1.0))
         tensor([[-0.6321,  2.0000]])
     """
+    if has_torch_function((x, alpha, beta)):  # a proxy of torch.fx becomes one call of this function
+        overridden: Tensor = handle_torch_function(mpelu, (x, alpha, beta), x, alpha, beta, save=save, inplace=inplace)
+        return overridden
     if not x.is_floating_point():
         raise UsageError(f"x must have a floating dtype, got {x.dtype}; convert it with x.float()")
-    operator = reference.Traceable if torch.compiler.is_compiling() else reference.Reference
-    apply: Callable[..., Tensor] = operator.apply
-    return apply(x, _parameter("alpha", alpha, x), _parameter("beta", beta, x))
+    channels = x.shape[1:2]
+    if not (isinstance(alpha, Tensor) and alpha.shape == channels):
+        alpha = _parameter("alpha", alpha, x)
+    if not (isinstance(beta, Tensor) and beta.shape == channels):
+        beta = _parameter("beta", beta, x)
+    if save == "input" and not inplace:
+        return dispatch.apply(x, alpha, beta)
+    if save not in SAVE:
+        raise UsageError(f"save must be one of {', '.join(SAVE)}, got {save!r}")
+    return dispatch.apply_keeping_output(x, alpha, beta, inplace=inplace)
 
 
 def _parameter(name: str, parameter: Tensor | float, x: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """Learnable activations as modules. Those that torch has (PReLU, RReLU) are not repeated."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from mpelu.errors import UsageError
-from mpelu.functional import mpelu
+from mpelu.functional import SAVE, mpelu
 
 
 class MPELU(nn.Module):
@@ -19,6 +21,8 @@ class MPELU(nn.Module):
         init_beta: Start value of beta, > 0.
         device: Where the parameters live.
         dtype: Floating dtype of the parameters.
+        save: ``"input"``, or ``"output"`` to keep only the output for the backward pass; see there for the conditions.
+        inplace: Write the output over the input; the same conditions.
 
     Shape:
         Input ``(N, C, *)``, any number of further dimensions; output the same.
@@ -28,7 +32,7 @@ class MPELU(nn.Module):
         beta: Learnable, shape ``(num_parameters,)``.
 
     Raises:
-        UsageError: If num_parameters < 1 or init_beta <= 0.
+        UsageError: If num_parameters < 1, init_beta <= 0 or save is neither.
 
     Example:
         >>> activation = MPELU(16)
@@ -45,14 +49,21 @@ class MPELU(nn.Module):
         init_beta: float = 1.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        save: Literal["input", "output"] = "input",
+        inplace: bool = False,
     ) -> None:
         super().__init__()
         _check_count(num_parameters)
         if not init_beta > 0:
             raise UsageError(f"init_beta must be > 0 (Eq. 3 of the paper), got {init_beta}")
+        if save not in SAVE:
+            raise UsageError(f"save must be one of {', '.join(SAVE)}, got {save!r}")
         self.num_parameters = num_parameters
         self.init_alpha = init_alpha
         self.init_beta = init_beta
+        self.save: Literal["input", "output"] = save
+        self.inplace = inplace
         self.alpha = nn.Parameter(torch.empty(num_parameters, device=device, dtype=dtype))
         self.beta = nn.Parameter(torch.empty(num_parameters, device=device, dtype=dtype))
         self.reset_parameters()
@@ -63,10 +74,12 @@ class MPELU(nn.Module):
         nn.init.constant_(self.beta, self.init_beta)
 
     def forward(self, x: Tensor) -> Tensor:
-        return mpelu(x, self.alpha, self.beta)
+        return mpelu(x, self.alpha, self.beta, save=self.save, inplace=self.inplace)
 
     def extra_repr(self) -> str:
-        return f"num_parameters={self.num_parameters}, init_alpha={self.init_alpha}, init_beta={self.init_beta}"
+        memory = f", save={self.save!r}" * (self.save != "input") + ", inplace=True" * self.inplace
+        start = f"init_alpha={self.init_alpha}, init_beta={self.init_beta}"
+        return f"num_parameters={self.num_parameters}, {start}{memory}"
 
 
 class SPELU(nn.Module):

@@ -16,7 +16,8 @@ from tests.cases import normal, over_activations, over_shapes, parameters, plain
 def test_has_the_arguments_of_prelu_and_two_start_values():
     signature = inspect.signature(MPELU)
     ours = [name for name in signature.parameters if name not in ("init_alpha", "init_beta")]
-    assert ours == [name for name in inspect.signature(nn.PReLU).parameters if name != "init"]
+    theirs = [name for name in inspect.signature(nn.PReLU).parameters if name != "init"]
+    assert ours == [*theirs, "save", "inplace"]
     assert (signature.parameters["init_alpha"].default, signature.parameters["init_beta"].default) == (0.25, 1.0)
     assert mpelu.MPELU is MPELU
 

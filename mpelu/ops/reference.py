@@ -67,6 +67,28 @@ def backward(
     return grad_x, grad_alpha, grad_beta
 
 
+def backward_from_output(
+    grad: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, wanted: tuple[bool, bool, bool] = (True, True, True)
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return what :func:`backward` returns, from the output alone; right only where alpha * beta > 0.
+
+    There y < 0 exactly where x < 0, and exp(beta x) - 1 = y / alpha, exp(beta x) = 1 + y / alpha,
+    x = log(1 + y / alpha) / beta. The clamp at -1 is for outputs that rounding put below -alpha.
+    """
+    a, b = along_channels(alpha, y), along_channels(beta, y)
+    positive = y > 0
+    expm1 = (y.to(a.dtype).masked_fill(positive, 0.0) / a).clamp(min=-1.0)
+    grad_negative = grad.to(a.dtype).masked_fill(positive, 0.0)
+    grad_exp = grad_negative * (1.0 + expm1)
+    grad_x = torch.where(positive, grad, (grad_exp * (a * b)).to(grad.dtype)) if wanted[0] else None
+    grad_alpha = sum_to_parameter(grad_negative * expm1, alpha) if wanted[1] else None
+    grad_beta = None
+    if wanted[2]:  # the clamp keeps 0 * log(0) from being NaN: exp(beta x) is 0 there
+        x = torch.log1p(expm1).clamp(min=torch.finfo(a.dtype).min) / b
+        grad_beta = sum_to_parameter(grad_exp * (a * x), beta)
+    return grad_x, grad_alpha, grad_beta
+
+
 class Traceable(torch.autograd.Function):
     """MPELU with the hand-written backward, in the form that torch.compile can trace (it refuses a custom jvp)."""
 

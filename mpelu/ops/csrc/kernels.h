@@ -1,0 +1,72 @@
+// What one instruction set offers: loops over contiguous memory, without threads, allocation or the standard library.
+#pragma once
+
+#include <cstdint>
+
+struct BFloat16 {
+  std::uint16_t bits;
+};
+
+struct Half {
+  std::uint16_t bits;
+};
+
+// Arithmetic is float, for double double.
+template <class T>
+struct Arithmetic {
+  using type = float;
+};
+template <>
+struct Arithmetic<double> {
+  using type = double;
+};
+template <class T>
+using Compute = typename Arithmetic<T>::type;
+
+// The parameters of a row, element by element.
+template <class C>
+struct Parameters {
+  const C *alpha, *beta, *floor;
+};
+
+// The smallest x to compute with. Below, exp(beta x) counts as 0 (for beta < 0 as infinite), and -inf would give NaN.
+template <class C>
+static inline C floor_of(C beta) {
+  constexpr bool single = sizeof(C) == sizeof(float);
+  constexpr C underflow = single ? 88.0 : 709.1, overflow = single ? 89.0 : 710.0;
+  constexpr C largest = single ? 0x1.fffffep127 : 0x1.fffffffffffffp1023;
+  C bound = beta < 0 ? overflow / -beta : underflow / (beta + 0);  // -0 + 0 is 0
+  return bound < largest ? -bound : -largest;
+}
+
+struct Totals {
+  double *alpha, *beta;
+};
+
+constexpr std::int64_t kBlockColumns = 1024;  // parameters and sums of a block: 20 KiB of the first cache
+constexpr std::int64_t kPadding = 16;         // elements of a full register
+
+// A plane has one alpha and one beta. Rows lie `stride` elements apart, at most kBlockColumns of them wide, and have
+// parameters of their own in every column, which can be read up to the next full register.
+template <class T>
+struct Kernels {
+  using Element = T;
+  using C = Compute<T>;
+
+  void (*forward_plane)(const T* x, T* y, std::int64_t size, C alpha, C beta);
+  void (*forward_rows)(const T* x, T* y, std::int64_t rows, std::int64_t columns, std::int64_t stride,
+                       Parameters<C> parameters);
+
+  // Where x <= 0, the sum of grad * (exp(beta x) - 1) and of grad * x * exp(beta x): one number each for a plane, one
+  // for every column of rows.
+  void (*backward_plane)(const T* grad, const T* x, T* grad_x, std::int64_t size, C alpha, C beta, Totals totals);
+  void (*backward_rows)(const T* grad, const T* x, T* grad_x, std::int64_t rows, std::int64_t columns,
+                        std::int64_t stride, Parameters<C> parameters, Totals totals);
+};
+
+struct InstructionSet {
+  Kernels<float> float32;
+  Kernels<double> float64;
+  Kernels<BFloat16> bfloat16;
+  Kernels<Half> float16;
+};

@@ -1,0 +1,43 @@
+"""Which backend computes MPELU."""
+
+import torch
+from torch import Tensor
+
+from mpelu.ops import cpu, fused, output, reference
+from mpelu.ops.plain import is_plain
+
+
+def apply(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """Compute MPELU: with a kernel where there is one and the tensors are plain, else with the operators of torch.
+
+    torch.compile makes kernels of those by itself, and an exported program has to consist of them.
+    """
+    if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
+            return reference.forward(x, alpha, beta)
+        return _call(reference.Traceable, x, alpha, beta)
+    backend = _backend(x, alpha, beta)
+    if backend is not None:
+        return fused.apply(backend, x, alpha, beta)
+    return _call(reference.Reference, x, alpha, beta)
+
+
+def apply_keeping_output(x: Tensor, alpha: Tensor, beta: Tensor, *, inplace: bool) -> Tensor:
+    """Compute MPELU so that autograd keeps y and not x; ``inplace`` also writes y over x.
+
+    Under torch.compile, which decides by itself what is kept, and for tensors that are not plain, this is
+    :func:`apply`: the same values, without the saving.
+    """
+    if torch.compiler.is_compiling() or not is_plain(x, alpha, beta):
+        return apply(x, alpha, beta)
+    return output.apply(_backend(x, alpha, beta), x, alpha, beta, inplace=inplace)
+
+
+def _backend(x: Tensor, alpha: Tensor, beta: Tensor) -> fused.Backend | None:
+    """Return the kernels for these tensors, None where torch's operators have to do."""
+    return cpu if is_plain(x, alpha, beta) and cpu.supports(x) else None
+
+
+def _call(function: type[torch.autograd.Function], x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    result: Tensor = function.apply(x, alpha, beta)  # type: ignore[no-untyped-call]
+    return result

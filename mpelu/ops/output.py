@@ -1,0 +1,73 @@
+"""MPELU that keeps its output for the backward pass, and not its input.
+
+The layer behind an activation keeps that output anyway, so the activation then costs no memory of its own. The price:
+where the negative side has saturated, y is -alpha to within rounding, and the gradient there has an absolute error of
+that rounding (of alpha * beta * grad) instead of a relative one. In bfloat16 nothing of the gradient of beta is left
+beyond beta * x = -6.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpelu.errors import UsageError
+from mpelu.ops import fused, reference
+
+
+def apply(backend: fused.Backend | None, x: Tensor, alpha: Tensor, beta: Tensor, *, inplace: bool) -> Tensor:
+    """Compute MPELU of plain tensors, with a backend's forward kernel if there is one.
+
+    Raises:
+        UsageError: If alpha * beta is not > 0 in every channel, or x cannot be written over.
+    """
+    refuse_lost_inputs(alpha, beta)
+    if inplace:
+        _refuse_shared_memory(x)
+    result: Tensor = FromOutput.apply(backend, x, alpha, beta, inplace)  # type: ignore[no-untyped-call]
+    return result
+
+
+def refuse_lost_inputs(alpha: Tensor, beta: Tensor) -> None:
+    """Raise if some output does not tell its input; the values are read, so on a GPU this waits for the device."""
+    product = (alpha * beta).detach().reshape(-1)
+    lost = (~(product > 0)).nonzero().flatten().tolist()
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise UsageError(
+            f"save='output' and inplace=True need alpha * beta > 0 in every channel, or the output does not tell the "
+            f"input; channel {lost[0]}{more} has alpha * beta = {product[lost[0]].item():.4g}; use save='input'"
+        )
+
+
+def _refuse_shared_memory(x: Tensor) -> None:
+    if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
+        raise UsageError(
+            f"inplace=True cannot write over an expanded tensor (shape {tuple(x.shape)}, strides {x.stride()}); "
+            f"use inplace=False or x.contiguous()"
+        )
+
+
+class FromOutput(torch.autograd.Function):
+    """MPELU whose backward works on y. It cannot be differentiated twice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, backend: fused.Backend | None, x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool
+    ) -> Tensor:
+        y = reference.forward(x, alpha, beta) if backend is None else fused.forward(backend, x, alpha, beta)
+        if inplace:
+            y = x.copy_(y)
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(y, alpha, beta)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, Tensor | None, Tensor | None, None]:
+        if torch.is_grad_enabled():
+            raise UsageError(
+                "MPELU with save='output' or inplace=True cannot be differentiated twice; use save='input' where "
+                "create_graph=True"
+            )
+        y, alpha, beta = ctx.saved_tensors
+        return None, *reference.backward_from_output(grad, y, alpha, beta, ctx.needs_input_grad[1:4]), None

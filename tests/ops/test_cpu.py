@@ -1,0 +1,460 @@
+"""The compiled module, with every instruction set of this machine, against float64 and against the reference."""
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from mpelu.errors import UsageError
+from mpelu.functional import mpelu
+from mpelu.ops import cpu, reference
+
+_cpu = pytest.importorskip("mpelu.ops._cpu", reason="mpelu has no compiled part here", exc_type=ImportError)
+
+INSTRUCTION_SETS = _cpu.instruction_sets()
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+LOWEST_EXPONENT = {torch.float32: -126, torch.float64: -1022, torch.bfloat16: -126, torch.float16: -14}
+# error of grad_x in float32: without fused multiply-add, alpha * beta is rounded once more
+GRAD_X_ULPS = {name: 3.0 if name == "baseline" else 2.5 for name in INSTRUCTION_SETS}
+PAIRS = [(1.0, 1.0), (0.25, 1.0), (1.3, 0.7), (-0.6, 3.1)]
+
+
+def permuted(*shape, order):
+    """Return an empty tensor whose dimensions lie in memory in the given order."""
+    return torch.empty([shape[i] for i in order]).permute([order.index(i) for i in range(len(shape))])
+
+
+LAYOUTS = {
+    "one": torch.empty(1, 1),
+    "vector": torch.empty(1023),
+    "N C": torch.empty(37, 7),
+    "N C, wider than a block": torch.empty(19, 1029),
+    "N C, one channel": torch.empty(1023, 1),
+    "N C L": torch.empty(3, 5, 33),
+    "N L C": permuted(3, 5, 33, order=(0, 2, 1)),
+    "C N L": permuted(3, 5, 33, order=(1, 0, 2)),
+    "L C N": permuted(3, 5, 33, order=(2, 1, 0)),
+    "NCHW": torch.empty(3, 5, 9, 11),
+    "NCHW, small planes": torch.empty(67, 16, 3, 3),
+    "NCHW, planes of several pieces": torch.empty(2, 3, 65, 67),
+    "channels_last": torch.empty(3, 5, 9, 11, memory_format=torch.channels_last),
+    "channels_last, several items": torch.empty(5, 32, 31, 33, memory_format=torch.channels_last),
+    "channels_last_3d": torch.empty(2, 6, 3, 5, 7, memory_format=torch.channels_last_3d),
+    "NCDHW": torch.empty(2, 6, 3, 5, 7),
+}
+
+
+@pytest.fixture(autouse=True)
+def uninitialized_memory_is_nan():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request):
+    cpu.compiled()
+    _cpu.use(request.param)
+    yield request.param
+    _cpu.use(INSTRUCTION_SETS[-1])
+
+
+def random_like(layout, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(layout.shape, generator=generator, dtype=torch.float64)
+    return torch.empty_like(layout, dtype=dtype).copy_(values)
+
+
+def run(x, alpha, beta, grad):
+    """Return y and the three gradients, and make sure that they come from the compiled module."""
+    leaves = [tensor.detach().requires_grad_() for tensor in (x, alpha, beta)]
+    y = mpelu(*leaves)
+    assert type(y.grad_fn).__name__ == "FusedBackward"
+    return y.detach(), *torch.autograd.grad(y, leaves, grad)
+
+
+def exact(x, alpha, beta, grad):
+    """Return y, grad_x and the terms of the two sums, in float64."""
+    x, grad = x.double(), grad.double()
+    alpha, beta = (reference.along_channels(parameter, x) for parameter in (alpha, beta))
+    negative, is_negative = x.clamp(max=0), ~(x > 0)
+    exponential, zero = torch.exp(beta * negative), torch.zeros((), dtype=torch.float64)
+    y = torch.where(is_negative, alpha * torch.expm1(beta * negative), x)
+    grad_x = torch.where(is_negative, grad * alpha * beta * exponential, grad)
+    grad_alpha = torch.where(is_negative, grad * torch.expm1(beta * negative), zero)
+    grad_beta = torch.where(is_negative, grad * alpha * negative * exponential, zero)
+    return y, grad_x, grad_alpha, grad_beta
+
+
+def ulps(actual, wanted, dtype):
+    """Return the largest error in units of the last place of the wanted values, where both are finite."""
+    exponent = torch.frexp(wanted)[1].clamp(min=LOWEST_EXPONENT[dtype] + 1) - 1
+    unit = torch.ldexp(torch.full_like(wanted, torch.finfo(dtype).eps), exponent)
+    error = (actual.double() - wanted).abs() / unit
+    return error[wanted.isfinite()].max().item()
+
+
+def assert_sum(actual, terms):
+    """Compare with the sum over all that has the same parameter: 4 roundings of the sum of the absolute terms."""
+    per_channel = actual.numel() > 1
+    terms = terms.transpose(0, 1).reshape(actual.numel(), -1) if per_channel else terms.reshape(1, -1)
+    error = (actual.double().reshape(-1) - terms.sum(1)).abs()
+    assert (error <= 4 * 2**-24 * terms.abs().sum(1)).all(), error / (2**-24 * terms.abs().sum(1))
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["channels", "shared"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_agrees_with_float64_in_every_layout(instruction_set, dtype, layout, shared):
+    if layout.dim() < 2 and not shared:
+        shared = True
+    channels = 1 if shared else layout.shape[1]
+    parameter_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    alpha = torch.linspace(0.25, 1.5, channels).to(parameter_dtype)
+    beta = torch.linspace(2.0, 0.5, channels).to(parameter_dtype)
+    x, grad = random_like(layout, dtype), random_like(layout, dtype, seed=1)
+    y, grad_x, grad_alpha, grad_beta = run(x, alpha, beta, grad)
+    wanted_y, wanted_grad_x, alpha_terms, beta_terms = exact(x, alpha, beta, grad)
+
+    assert y.stride() == grad_x.stride() == x.stride()
+    assert torch.equal(y[x > 0], x[x > 0])
+    assert torch.equal(grad_x[x > 0], grad[x > 0])
+    # float64 is compared with float64: a few roundings of both, and of beta * x <= 8 before exp
+    bars = {torch.float32: (2.0, GRAD_X_ULPS[instruction_set]), torch.float64: (4.0, 16.0)}
+    bar_y, bar_grad_x = bars.get(dtype, (0.51, 0.51))
+    assert ulps(y, wanted_y, dtype) <= bar_y
+    assert ulps(grad_x, wanted_grad_x, dtype) <= bar_grad_x
+    assert_sum(grad_alpha, alpha_terms)
+    assert_sum(grad_beta, beta_terms)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), PAIRS)
+def test_float32_accuracy(instruction_set, alpha, beta):
+    generator = torch.Generator().manual_seed(0)
+    # evenly and logarithmically spread, as far as exp(beta x) is a normal number
+    uniform, power = torch.rand(2, 50_000, generator=generator, dtype=torch.float64)
+    x = torch.cat([-uniform * 3, -uniform * 87 / beta, -(10.0 ** (-30 + 31 * power)), uniform]).float()
+    grad = (0.5 + torch.rand(x.shape, generator=generator)).float()
+    parameters = torch.tensor([alpha]), torch.tensor([beta])
+    y, grad_x, *_ = run(x, *parameters, grad)
+    wanted_y, wanted_grad_x, *_ = exact(x, *parameters, grad)
+    normal = wanted_grad_x.abs() >= 2.0**-124  # exp(beta x) has two factors more
+    assert ulps(y, wanted_y, torch.float32) <= 2.0
+    assert ulps(grad_x[normal], wanted_grad_x[normal], torch.float32) <= GRAD_X_ULPS[instruction_set]
+
+
+@pytest.mark.parametrize(("alpha", "beta"), PAIRS)
+def test_float64_is_as_accurate_as_the_reference(instruction_set, alpha, beta):
+    x = -torch.rand(10_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 20
+    parameters = torch.tensor([alpha], dtype=torch.float64), torch.tensor([beta], dtype=torch.float64)
+    y, grad_x, *_ = run(x, *parameters, torch.ones_like(x))
+    exact_x, exact_alpha, exact_beta = (tensor.numpy().astype(np.longdouble) for tensor in (x, *parameters))
+    wanted_y = exact_alpha * np.expm1(exact_beta * exact_x)
+    wanted_grad_x = exact_alpha * exact_beta * np.exp(exact_beta * exact_x)
+
+    def largest_error(actual, wanted):
+        return float(np.max(np.abs(actual.numpy() - wanted) / np.abs(wanted)) / 2**-53)
+
+    reference_y = reference.forward(x, *parameters)
+    reference_grad_x = reference.backward(torch.ones_like(x), x, *parameters)[0]
+    # 3 and 4 roundings: exp(beta x) itself, the result and the products
+    assert largest_error(y, wanted_y) <= max(4.0, largest_error(reference_y, wanted_y))
+    assert largest_error(grad_x, wanted_grad_x) <= max(5.0, largest_error(reference_grad_x, wanted_grad_x))
+
+
+@pytest.mark.parametrize(("alpha", "beta"), PAIRS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_half_number_is_rounded_correctly(instruction_set, dtype, alpha, beta):
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    grad = torch.ones_like(x)
+    parameters = torch.tensor([alpha]), torch.tensor([beta])
+    y, grad_x, *_ = run(x, *parameters, grad)
+    wanted_y, wanted_grad_x, *_ = exact(x, *parameters, grad)
+    assert torch.equal(y.isnan(), x.isnan())
+    for actual, wanted in ((y, wanted_y), (grad_x, wanted_grad_x)):
+        # where the CPU converts to bfloat16 itself it has no subnormal numbers, and nor has exp(beta x) in float32
+        tiny = (wanted.abs() < 2.0**-124) & (dtype == torch.bfloat16)
+        assert actual[tiny].abs().max() <= 2.0**-124 if tiny.any() else True
+        assert ulps(actual[~tiny], wanted[~tiny], dtype) <= 0.51
+        assert torch.equal(actual[wanted.isinf()].double(), wanted[wanted.isinf()])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_extremes(instruction_set, dtype):
+    largest, infinity, nan = torch.finfo(dtype).max, torch.inf, torch.nan
+    x = torch.tensor([infinity, largest, 0.0, -0.0, -largest, -infinity], dtype=dtype)
+    grad = torch.full_like(x, 3.0)
+    alpha, beta = torch.tensor(0.5, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)
+    y, grad_x, grad_alpha, grad_beta = run(x, alpha, beta, grad)
+    assert y.tolist() == [infinity, largest, 0.0, 0.0, -0.5, -0.5]
+    assert grad_x.tolist() == [3.0, 3.0, 3.0, 3.0, 0.0, 0.0]  # at 0, alpha * beta = 1
+    assert grad_alpha.item() == -6.0
+    assert grad_beta.item() == 0.0
+
+    with_nan = torch.full((40,), nan, dtype=dtype)
+    assert all(tensor.isnan().all() for tensor in run(with_nan, alpha, beta, torch.ones_like(with_nan)))
+
+
+def test_infinite_gradient_of_a_positive_input_does_not_reach_the_parameters(instruction_set):
+    x, grad = torch.tensor([1.0, -1.0, 2.0]), torch.tensor([torch.inf, 1.0, torch.nan])
+    _, grad_x, grad_alpha, grad_beta = run(x, torch.tensor(1.0), torch.tensor(1.0), grad)
+    assert grad_x[0] == torch.inf
+    assert grad_x[2].isnan()
+    assert grad_alpha.isfinite()
+    assert grad_beta.isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("alpha", "beta"),
+    [
+        (0.0, 1.0),
+        (1.0, 0.0),
+        (1.0, -0.0),
+        (0.7, -0.7),
+        (-1.0, 1.0),
+        (1.0, 1e-30),
+        (1e-30, 1.0),
+        (1.0, 50.0),
+        (2.0, -40.0),
+    ],
+)
+def test_unusual_parameters_give_what_the_reference_gives(instruction_set, alpha, beta, dtype):
+    x = torch.cat([torch.linspace(-200, 5, 1023), torch.tensor([-torch.inf, -1e30, -1e-30, 0.0])]).to(dtype)
+    grad = random_like(x, dtype)
+    parameters = torch.tensor([alpha], dtype=dtype), torch.tensor([beta], dtype=dtype)
+    actual = run(x, *parameters, grad)
+    wanted = reference.forward(x, *parameters), *reference.backward(grad, x, *parameters)
+    # float32: the reference rounds beta * x up to 90, which exp turns into 90 * 2^-24, and it has subnormal numbers
+    tolerance = {torch.float32: {"rtol": 2e-5, "atol": 1e-36}, torch.float64: {"rtol": 1e-12, "atol": 1e-300}}[dtype]
+    for ours, theirs in zip(actual, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, equal_nan=True, **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", [(1, 4 * 4096 + 17), (4099, 2)], ids=str)
+def test_equal_terms_do_not_add_their_rounding(instruction_set, dtype, layout):
+    x, grad = torch.full(layout, -0.7, dtype=dtype), torch.full(layout, 0.1, dtype=dtype)
+    channels = 2 if layout[1] == 2 else 1
+    parameters = torch.full((channels,), 0.3), torch.full((channels,), 1.1)
+    _, _, grad_alpha, grad_beta = run(x, *parameters, grad)
+    _, _, alpha_terms, beta_terms = exact(x, *parameters, grad)
+    assert_sum(grad_alpha, alpha_terms)
+    assert_sum(grad_beta, beta_terms)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        torch.empty(8, 16, 65, 67),
+        torch.empty(8, 16, 65, 67, memory_format=torch.channels_last),
+        torch.empty(2049, 300),
+        torch.empty(600_001),
+    ],
+    ids=["NCHW", "channels_last", "N C", "shared"],
+)
+def test_results_do_not_depend_on_threads(instruction_set, dtype, layout):
+    channels = layout.shape[1] if layout.dim() > 1 else 1
+    parameters = torch.rand(channels), torch.rand(channels)
+    x, grad = random_like(layout, dtype), random_like(layout, dtype, seed=1)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 5, 8, 8):
+            torch.set_num_threads(threads)
+            results.append(run(x, *parameters, grad))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+
+
+def test_a_python_thread_uses_as_many_threads_as_torch(monkeypatch):
+    used = []
+
+    class Recorder:
+        def forward(self, dtype, size, channels, inner, threads, *addresses):
+            used.append(threads)
+
+    monkeypatch.setattr(cpu, "compiled", Recorder)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        thread = threading.Thread(target=lambda: mpelu(torch.zeros(4), 1.0, 1.0))
+        thread.start()
+        thread.join()
+    finally:
+        torch.set_num_threads(before)
+    assert used == [3]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; elsewhere the module has no threads")
+def test_shares_the_threads_of_torch():
+    code = """
+import os, pathlib, torch
+from mpelu.functional import mpelu
+torch.set_num_threads(4)
+x = torch.randn(1 << 20)
+for _ in range(3):
+    x.exp()
+    before = len(os.listdir("/proc/self/task"))
+    mpelu(x, 1.0, 1.0)
+    assert len(os.listdir("/proc/self/task")) == before
+maps = pathlib.Path("/proc/self/maps").read_text().splitlines()
+libraries = {line.split()[-1] for line in maps if "libgomp" in line}
+assert len(libraries) == 1, libraries
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["NCHW", "channels_last", "N C", "vector", "NCHW, small planes"])
+def test_gradients_of_first_and_second_order(instruction_set, name):
+    layout = LAYOUTS[name][:2]
+    x = random_like(layout, torch.float64)
+    x = (x + 0.05 * x.sign()).requires_grad_()  # off the kink, where the difference quotient is another
+    channels = layout.shape[1] if layout.dim() > 1 else 1
+    alpha = torch.linspace(0.25, 1.5, channels, dtype=torch.float64, requires_grad=True)
+    beta = torch.linspace(2.0, 0.5, channels, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(mpelu, (x, alpha, beta), fast_mode=True)
+    assert torch.autograd.gradgradcheck(mpelu, (x, alpha, beta), fast_mode=True)
+
+
+def as_reference(x, alpha, beta, grad):
+    return reference.forward(x, alpha, beta), *reference.backward(grad, x, alpha, beta)
+
+
+@pytest.mark.parametrize(
+    "grad",
+    [
+        torch.ones(()).expand(4, 6, 5, 5),
+        torch.randn(4, 1, 5, 1, generator=torch.Generator().manual_seed(0)).expand(4, 6, 5, 5),
+        torch.randn(5, 5, 6, 4, generator=torch.Generator().manual_seed(0)).permute(3, 2, 0, 1),
+        torch.randn(400, generator=torch.Generator().manual_seed(0)).as_strided((4, 6, 5, 5), (60, 20, 4, 3)),
+        torch.randn(4, 6, 5, 10, generator=torch.Generator().manual_seed(0))[..., ::2],
+    ],
+    ids=["one number", "expanded", "permuted", "overlapping", "sliced"],
+)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_gradient_of_any_layout(grad, memory_format):
+    x = random_like(torch.empty(4, 6, 5, 5, memory_format=memory_format), torch.float32)
+    parameters = torch.linspace(0.25, 1.5, 6), torch.linspace(2.0, 0.5, 6)
+    for ours, theirs in zip(run(x, *parameters, grad), as_reference(x, *parameters, grad), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[:, :, ::2],
+        lambda x: x[1:, 1:-1],
+        lambda x: x[:1].expand(7, -1, -1, -1),
+        lambda x: x.transpose(0, 3)[::2],
+        lambda x: x.as_strided((3, 8, 2, 2), (8, 1, 1, 1)),
+    ],
+    ids=["sliced", "cropped", "expanded", "transposed", "overlapping"],
+)
+def test_input_with_gaps_or_overlaps(view):
+    base = random_like(torch.empty(4, 8, 6, 6), torch.float32).requires_grad_()
+    x = view(base)
+    parameters = [torch.linspace(low, 1.5, x.shape[1]).requires_grad_() for low in (0.25, 2.0)]
+    grad = random_like(torch.empty(x.shape), torch.float32, seed=1)
+    results = []
+    for function in (mpelu, reference.Reference.apply):
+        y = function(view(base), *parameters)
+        results.append((y, *torch.autograd.grad(y, (base, *parameters), grad)))
+    assert type(results[0][0].grad_fn).__name__ == "FusedBackward"
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("parameter_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("alpha_shape", "beta_shape"), [((6,), (6,)), ((), (6,)), ((6,), (1,)), ((1,), ())], ids=str)
+def test_parameters_of_any_dtype_and_shape(dtype, parameter_dtype, alpha_shape, beta_shape):
+    x, grad = random_like(torch.empty(9, 6), dtype), random_like(torch.empty(9, 6), dtype, seed=1)
+    alpha = torch.rand(alpha_shape).add(0.5).to(parameter_dtype).requires_grad_()
+    beta = torch.rand(beta_shape).add(0.5).to(parameter_dtype).requires_grad_()
+    y = mpelu(x.requires_grad_(), alpha, beta)
+    gradients = torch.autograd.grad(y, (x, alpha, beta), grad)
+    wanted = as_reference(x, alpha, beta, grad)
+    for ours, theirs in zip((y, *gradients), wanted, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert ours.shape == theirs.shape
+        epsilon = torch.finfo(ours.dtype).eps
+        torch.testing.assert_close(ours, theirs, rtol=max(epsilon, 1e-5), atol=max(8 * epsilon, 1e-5))
+
+
+def test_strided_parameters():
+    parameters = torch.linspace(0.5, 2.0, 12)
+    x = random_like(torch.empty(5, 6, 7), torch.float32)
+    grad = random_like(x, torch.float32, seed=1)
+    for ours, theirs in zip(
+        run(x, parameters[::2], parameters[1::2], grad),
+        as_reference(x, parameters[::2], parameters[1::2], grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("needed", [(True, False, False), (False, True, False), (False, False, True)], ids=str)
+def test_only_some_gradients_are_needed(needed):
+    tensors = [torch.randn(4, 3), torch.rand(3), torch.rand(3)]
+    leaves = [tensor.requires_grad_(need) for tensor, need in zip(tensors, needed, strict=True)]
+    grad = torch.randn(4, 3)
+    mpelu(*leaves).backward(grad)
+    wanted = reference.backward(grad, *leaves)
+    for leaf, need, gradient in zip(leaves, needed, wanted, strict=True):
+        if need:
+            torch.testing.assert_close(leaf.grad, gradient)
+        else:
+            assert leaf.grad is None
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 3, 0), (0, 3, 4, 4)], ids=str)
+def test_empty(shape):
+    x = torch.empty(shape, requires_grad=True)
+    channels = shape[1] if len(shape) > 1 else 1
+    alpha, beta = torch.ones(channels, requires_grad=True), torch.ones(channels, requires_grad=True)
+    mpelu(x, alpha, beta).sum().backward()
+    assert x.grad.shape == shape
+    assert alpha.grad.eq(0).all()
+    assert beta.grad.eq(0).all()
+
+
+def test_saved_tensors_may_come_back_in_another_layout():
+    x = random_like(torch.empty(2, 6, 5, 5, memory_format=torch.channels_last), torch.float32).requires_grad_()
+    alpha, beta = torch.linspace(0.25, 1.5, 6), torch.linspace(2.0, 0.5, 6)
+    grad = random_like(x.detach(), torch.float32, seed=1)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor.contiguous()):
+        mpelu(x, alpha, beta).backward(grad)
+    torch.testing.assert_close(x.grad, reference.backward(grad, x.detach(), alpha, beta)[0])
+
+
+def test_checkpoint():
+    x, alpha, beta = torch.randn(3, 4, requires_grad=True), torch.rand(4, requires_grad=True), torch.rand(4)
+    checkpoint(mpelu, x, alpha, beta, use_reentrant=False).sum().backward()
+    wanted = reference.backward(torch.ones(3, 4), x, alpha, beta)
+    torch.testing.assert_close(x.grad, wanted[0])
+    torch.testing.assert_close(alpha.grad, wanted[1])
+
+
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+def test_environment_chooses_the_instruction_set(monkeypatch, name):
+    used = []
+    monkeypatch.setattr(_cpu, "use", used.append)
+    monkeypatch.setenv("MPELU_ISA", name)
+    cpu.compiled.__wrapped__()
+    assert used == [name]
+
+
+def test_unknown_instruction_set(monkeypatch):
+    monkeypatch.setenv("MPELU_ISA", "mmx")
+    with pytest.raises(UsageError, match="MPELU_ISA must be one of baseline"):
+        cpu.compiled.__wrapped__()
+    with pytest.raises(ValueError, match="'mmx'"):
+        _cpu.use("mmx")
