@@ -270,7 +270,7 @@ def test_help_of_every_command_names_its_options(capsys):
     with contextlib.suppress(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    for command in ("demo", "train", "evaluate", "report", "models", "init", "data"):
+    for command in ("demo", "train", "evaluate", "report", "models", "init", "data", "bench"):
         assert command in text
         assert mpelu(command, "--help") == 0
         assert "--verbose" in capsys.readouterr().out

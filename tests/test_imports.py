@@ -21,7 +21,7 @@ LAYERS = [
     ["optim", "graph"],
     ["init", "models", "data"],
     ["train", "report"],
-    ["studies"],
+    ["studies", "bench"],
     ["cli"],
     ["__main__"],
 ]

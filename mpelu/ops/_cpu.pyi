@@ -18,3 +18,18 @@ def backward(
     grad_beta: int,
     /,
 ) -> None: ...
+def backward_from_output(
+    dtype: int,
+    size: int,
+    channels: int,
+    inner: int,
+    threads: int,
+    alpha: int,
+    beta: int,
+    grad: int,
+    y: int,
+    grad_x: int,
+    grad_alpha: int,
+    grad_beta: int,
+    /,
+) -> None: ...

@@ -5,6 +5,7 @@ The module is built from ``csrc``. It takes threads from torch's own pool, so to
 
 import os
 import warnings
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 
@@ -77,18 +78,29 @@ def forward(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
 
 def backward(grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients for x, alpha and beta."""
-    grad_x, grad_alpha, grad_beta = torch.empty_like(x), torch.empty_like(alpha), torch.empty_like(beta)
+    return _backward(_kernels().backward, grad, x, alpha, beta)
+
+
+def backward_from_output(grad: Tensor, y: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients for x, alpha and beta where alpha * beta > 0."""
+    return _backward(_kernels().backward_from_output, grad, y, alpha, beta)
+
+
+def _backward(
+    kernel: Callable[..., None], grad: Tensor, saved: Tensor, alpha: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, grad_alpha, grad_beta = torch.empty_like(saved), torch.empty_like(alpha), torch.empty_like(beta)
     channels = alpha.numel()
-    _kernels().backward(
-        _DTYPES[x.dtype],
-        x.numel(),
+    kernel(
+        _DTYPES[saved.dtype],
+        saved.numel(),
         channels,
-        channel_stride(x, channels),
+        channel_stride(saved, channels),
         torch.get_num_threads(),
         alpha.data_ptr(),
         beta.data_ptr(),
         grad.data_ptr(),
-        x.data_ptr(),
+        saved.data_ptr(),
         grad_x.data_ptr(),
         grad_alpha.data_ptr(),
         grad_beta.data_ptr(),

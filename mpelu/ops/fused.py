@@ -32,19 +32,20 @@ class Backend(Protocol):
         """Return the gradients for x, alpha and beta, with their strides and dtypes."""
         ...
 
+    def backward_from_output(
+        self, grad: Tensor, y: Tensor, alpha: Tensor, beta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the same from y, where alpha * beta > 0."""
+        ...
+
 
 def apply(backend: Backend, x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """Compute MPELU of plain tensors. What a kernel could not read is converted first, differentiably."""
-    return _fused(backend, *_readable(x, alpha, beta))
+    return _fused(backend, *readable(x, alpha, beta))
 
 
-def forward(backend: Backend, x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """Compute MPELU of plain tensors, and leave nothing behind for a backward pass."""
-    return backend.forward(*_readable(x, alpha, beta))
-
-
-def _readable(x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the tensors as a backend wants them."""
+def readable(x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the tensors as a backend wants them, converted differentiably where they are not so already."""
     dtype, channels = reference.compute_dtype(x), alpha.numel()
     if alpha.dtype is not dtype or beta.dtype is not dtype or beta.numel() != channels:
         channels = max(channels, beta.numel())
@@ -77,6 +78,13 @@ def _dense(x: Tensor) -> Tensor:
     return x
 
 
+def alike(grad: Tensor, saved: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both dense and with the same strides."""
+    if not saved.is_contiguous():  # a hook on saved tensors may have changed the layout
+        saved = _dense(saved)
+    return grad if grad.stride() == saved.stride() else torch.empty_like(saved).copy_(grad), saved
+
+
 class Fused(torch.autograd.Function):
     """MPELU by the kernels of a backend.
 
@@ -94,10 +102,7 @@ class Fused(torch.autograd.Function):
         x, alpha, beta = ctx.saved_tensors
         if torch.is_grad_enabled() or not is_plain(grad, x):
             return None, *reference.backward(grad, x, alpha, beta, wanted=ctx.needs_input_grad[1:])
-        if not x.is_contiguous():  # a hook on saved tensors may have changed the layout
-            x = _dense(x)
-        if grad.stride() != x.stride():
-            grad = torch.empty_like(x).copy_(grad)
+        grad, x = alike(grad, x)
         return None, *ctx.backend.backward(grad, x, alpha, beta)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mpelu.errors import UsageError
 from mpelu.ops import fused, reference
+from mpelu.ops.plain import is_plain
 
 
 def apply(backend: fused.Backend | None, x: Tensor, alpha: Tensor, beta: Tensor, *, inplace: bool) -> Tensor:
@@ -24,6 +25,12 @@ def apply(backend: fused.Backend | None, x: Tensor, alpha: Tensor, beta: Tensor,
     refuse_lost_inputs(alpha, beta)
     if inplace:
         _refuse_shared_memory(x)
+    if backend is not None:
+        readable, alpha, beta = fused.readable(x, alpha, beta)
+        if readable is x or not inplace:
+            x = readable
+        else:  # x has gaps: a kernel could write over a copy of it only
+            backend = None
     result: Tensor = FromOutput.apply(backend, x, alpha, beta, inplace)  # type: ignore[no-untyped-call]
     return result
 
@@ -55,10 +62,11 @@ class FromOutput(torch.autograd.Function):
     def forward(
         ctx: Any, backend: fused.Backend | None, x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool
     ) -> Tensor:
-        y = reference.forward(x, alpha, beta) if backend is None else fused.forward(backend, x, alpha, beta)
+        y = reference.forward(x, alpha, beta) if backend is None else backend.forward(x, alpha, beta)
         if inplace:
             y = x.copy_(y)
             ctx.mark_dirty(x)
+        ctx.backend = backend
         ctx.save_for_backward(y, alpha, beta)
         return y
 
@@ -70,4 +78,6 @@ class FromOutput(torch.autograd.Function):
                 "create_graph=True"
             )
         y, alpha, beta = ctx.saved_tensors
-        return None, *reference.backward_from_output(grad, y, alpha, beta, ctx.needs_input_grad[1:4]), None
+        if ctx.backend is None or not is_plain(grad, y):
+            return None, *reference.backward_from_output(grad, y, alpha, beta, ctx.needs_input_grad[1:4]), None
+        return None, *ctx.backend.backward_from_output(*fused.alike(grad, y), alpha, beta), None

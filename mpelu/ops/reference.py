@@ -83,9 +83,9 @@ def backward_from_output(
     grad_x = torch.where(positive, grad, (grad_exp * (a * b)).to(grad.dtype)) if wanted[0] else None
     grad_alpha = sum_to_parameter(grad_negative * expm1, alpha) if wanted[1] else None
     grad_beta = None
-    if wanted[2]:  # the clamp keeps 0 * log(0) from being NaN: exp(beta x) is 0 there
-        x = torch.log1p(expm1).clamp(min=torch.finfo(a.dtype).min) / b
-        grad_beta = sum_to_parameter(grad_exp * (a * x), beta)
+    if wanted[2]:  # where exp(beta x) is 0, x is to be finite: the term is 0, and not 0 * inf
+        x = (torch.log1p(expm1) / b).clamp(min=torch.finfo(a.dtype).min)
+        grad_beta = sum_to_parameter((grad_exp * x) * a, beta)
     return grad_x, grad_alpha, grad_beta
 
 

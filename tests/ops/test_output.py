@@ -7,6 +7,7 @@ from torch import nn
 from mpelu.errors import UsageError
 from mpelu.functional import mpelu
 from mpelu.nn import MPELU
+from mpelu.ops import cpu, reference
 
 PAIRS = [(1.0, 1.0), (0.25, 1.0), (2.0, 0.5), (-0.5, -0.7), (98.0, 0.01)]
 WAYS = [{"save": "output"}, {"inplace": True}]
@@ -56,15 +57,25 @@ def test_error_of_the_gradient_is_that_of_rounding_the_output(dtype):
 def test_infinities_and_nan():
     x = torch.tensor([[float("inf"), -float("inf"), float("nan"), 0.0, -200.0]])
     leaf = x.clone().requires_grad_()
-    alpha, beta = (torch.ones((), requires_grad=True) for _ in range(2))
+    alpha = torch.ones((), requires_grad=True)
+    beta = torch.full((), 0.5, requires_grad=True)  # below 1: dividing by it must not bring the infinity back
     y = mpelu(leaf, alpha, beta, save="output")
     torch.testing.assert_close(y, torch.tensor([[float("inf"), -1.0, float("nan"), 0.0, -1.0]]), equal_nan=True)
     gradients = torch.autograd.grad(y[:, [0, 1, 3, 4]].sum(), (leaf, alpha, beta))
-    assert gradients[0][0, [0, 1, 3, 4]].tolist() == [1, 0, 1, 0]
+    assert gradients[0][0, [0, 1, 3, 4]].tolist() == [1, 0, 0.5, 0]
     assert gradients[1].isnan()  # 0 * nan: the term of the NaN, as in the default mode
     without = torch.tensor([[-float("inf"), 0.0, -200.0]], requires_grad=True)
     gradients = torch.autograd.grad(mpelu(without, alpha, beta, save="output").sum(), (alpha, beta))
     assert [gradient.item() for gradient in gradients] == [-2.0, 0.0]
+
+
+def test_saturated_outputs_of_the_formula_are_finite():
+    """The same without the kernel: the logarithm is -inf there, and exp(beta x) is 0."""
+    y = torch.tensor([[-2.0, -2.0, 0.5]], dtype=torch.float64)
+    alpha, beta = torch.tensor(2.0, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+    gradients = reference.backward_from_output(torch.ones_like(y), y, alpha, beta)
+    assert gradients[0].tolist() == [[0.0, 0.0, 1.0]]
+    assert [gradient.item() for gradient in gradients[1:]] == [-2.0, 0.0]
 
 
 @pytest.mark.parametrize("options", WAYS, ids=str)
@@ -144,3 +155,43 @@ def test_nothing_is_kept_beside_what_the_next_layer_keeps(options):
     one_map = x.numel() * 4
     assert kept_bytes(net(**options), x) == 2 * one_map  # the image, and the output of the activation
     assert kept_bytes(net(), x) == 3 * one_map
+
+
+_cpu = pytest.importorskip("mpelu.ops._cpu", reason="mpelu has no compiled part here", exc_type=ImportError)
+SHAPES = {
+    "N C": torch.empty(37, 7),
+    "NCHW": torch.empty(3, 5, 9, 11),
+    "NCHW, small planes": torch.empty(67, 16, 3, 3),
+    "channels_last": torch.empty(3, 5, 9, 11, memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("instruction_set", _cpu.instruction_sets())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("like", SHAPES.values(), ids=list(SHAPES))
+def test_kernel_agrees_with_the_formula(instruction_set, dtype, like):
+    """Given the same y. float32: a few roundings each, and in the sums 4 * 2^-24 of what is added."""
+    cpu.compiled()
+    _cpu.use(instruction_set)
+    try:
+        generator = torch.Generator().manual_seed(1)
+        channels = like.shape[1]
+        alpha = 0.2 + torch.rand(channels, generator=generator)
+        beta = 0.3 + torch.rand(channels, generator=generator)
+        if dtype is torch.float64:
+            alpha, beta = alpha.double(), beta.double()
+        x, grad = (torch.empty_like(like).normal_(generator=generator).to(dtype) for _ in range(2))
+        y = reference.forward(3 * x, alpha, beta)
+        ours = cpu.backward_from_output(grad, y, alpha, beta)
+        exact = reference.backward_from_output(grad.double(), y.double(), alpha.double(), beta.double())
+        sizes = reference.backward_from_output(grad.double().abs(), y.double(), alpha.double(), beta.double())
+        unit = torch.finfo(dtype).eps / 2
+        smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # half an ulp of a subnormal
+        near_zero = 1e-6 * (dtype is torch.float32)  # where y is about -alpha, 1 + y / alpha has few digits
+        torch.testing.assert_close(
+            ours[0].double(), exact[0], rtol=8 * max(unit, 2**-24), atol=max(near_zero, smallest)
+        )
+        for our, value, size in zip(ours[1:], exact[1:], sizes[1:], strict=True):
+            assert ((our.double() - value).abs() <= 8 * 2**-24 * size.abs() + 1e-7).all()
+    finally:
+        _cpu.use(_cpu.instruction_sets()[-1])

@@ -94,11 +94,38 @@ struct Sums {
   Lanes<C> alpha, beta;
 };
 
-template <class T, class C>
+// p(f) = (log(1 + f) - f + f^2 / 2) / f^3 for 1 + f in [sqrt(1/2), sqrt(2)]: minimax in the relative error of the log.
+constexpr float kLogTerms[] = {0x1.1457aep-4f, -0x1.de3c22p-4f, 0x1.e6f06ep-4f, -0x1.fc2206p-4f, 0x1.233768p-3f,
+                               -0x1.555c4ep-3f, 0x1.99a4b6p-3f, -0x1.000006p-2f, 0x1.555548p-2f};  // 2^-30.3
+
+// log(1 + w) from w and u = 1 + w as rounded; about -88 for w = -1.
+inline Floats log1p(Floats w, Floats u) {
+  Ints bits = as<Ints>(u), exponent = (bits - 0x3f3504f3) >> 23;  // u / 2^exponent is in [sqrt(1/2), sqrt(2)]
+  Floats f = as<Floats>(bits - (exponent << 23)) - 1.0f;
+  Floats lost = (w - (u - 1.0f)) / max(broadcast(0x1p-126f), u);  // what rounding u took away
+  Floats tail = fma(f * f * f, horner(kLogTerms, f), f * f * -0.5f) + lost;
+  return fma(__builtin_convertvector(exponent, Floats), broadcast(0x1.62e43p-1f), f + tail);
+}
+inline Doubles log1p(Doubles w, Doubles) {
+  for (int i = 0; i < kLanes<double>; ++i) w[i] = __builtin_log1p(w[i]);
+  return w;
+}
+
+template <class T, bool from_output, class C>
 inline Lanes<C> differentiate(Lanes<C> grad, Lanes<C> x, Channel<C> channel, Sums<C>& sums) {
   auto mask = negative(x);
-  Lanes<C> bounded = max(channel.floor, x);
-  auto [exp, expm1] = exponential<T, true>(bounded, channel.beta);
+  Lanes<C> bounded, exp, expm1;
+  if constexpr (from_output) {  // x is y here: where it is not positive, exp(beta x) - 1 = y / alpha
+    expm1 = max(broadcast(C(-1)), select(mask, x, Lanes<C>{}) / channel.alpha);
+    exp = expm1 + C(1);
+    Lanes<C> smallest = broadcast(-Constants<C>::largest);  // exp is 0 where the logarithm is infinite
+    bounded = max(smallest, log1p(expm1, exp) / channel.beta);
+  } else {
+    bounded = max(channel.floor, x);
+    auto both = exponential<T, true>(bounded, channel.beta);
+    exp = both.exp;
+    expm1 = both.expm1;
+  }
   Lanes<C> slope = channel.alpha * channel.beta, weight = exp * slope, grad_exp = grad * exp;
   if constexpr (sizeof(T) == 4 && kFused) {  // without the rounding of alpha * beta: 2.4 ulp instead of 2.65
     Lanes<C> finite = min(broadcast(Constants<C>::largest), exp);
@@ -121,7 +148,7 @@ void forward_plane(const T* x, T* y, std::int64_t size, C alpha, C beta) {
 // itself, if all terms are equal, and a sum of 256 as much as 128 * 2^-24.
 constexpr int kChain = 8;
 
-template <class T, class C = Compute<T>>
+template <class T, bool from_output, class C = Compute<T>>
 void backward_plane(const T* grad, const T* x, T* grad_x, std::int64_t size, C alpha, C beta, Totals totals) {
   Channel<C> channel{broadcast(alpha), broadcast(beta), broadcast(floor_of(beta))};
   Doubles total_alpha{}, total_beta{};
@@ -130,9 +157,9 @@ void backward_plane(const T* grad, const T* x, T* grad_x, std::int64_t size, C a
     Sums<C> sums{};
     for (int k = 0; k < kChain && i < size; ++k, i += kLanes<T>) {
       if (std::int64_t rest = size - i; rest >= kLanes<T>)
-        store(grad_x + i, differentiate<T>(load(grad + i), load(x + i), channel, sums));
+        store(grad_x + i, differentiate<T, from_output>(load(grad + i), load(x + i), channel, sums));
       else
-        store(grad_x + i, differentiate<T>(load(grad + i, rest), load(x + i, rest), channel, sums), rest);
+        store(grad_x + i, differentiate<T, from_output>(load(grad + i, rest), load(x + i, rest), channel, sums), rest);
     }
     add_to(total_alpha, sums.alpha);
     add_to(total_beta, sums.beta);
@@ -159,7 +186,7 @@ void forward_rows(const T* x, T* y, std::int64_t rows, std::int64_t columns, std
   }
 }
 
-template <class T, class C = Compute<T>>
+template <class T, bool from_output, class C = Compute<T>>
 void backward_rows(const T* grad, const T* x, T* grad_x, std::int64_t rows, std::int64_t columns, std::int64_t stride,
                    Parameters<C> parameters, Totals totals) {
   alignas(kRegisterBytes) C alpha[kBlockColumns], beta[kBlockColumns];
@@ -171,9 +198,9 @@ void backward_rows(const T* grad, const T* x, T* grad_x, std::int64_t rows, std:
         Sums<C> sums{load(alpha + i), load(beta + i)};
         Channel<C> channel = channel_at(parameters, i);
         if (std::int64_t rest = columns - i; rest >= kLanes<T>)
-          store(grad_x + i, differentiate<T>(load(grad + i), load(x + i), channel, sums));
+          store(grad_x + i, differentiate<T, from_output>(load(grad + i), load(x + i), channel, sums));
         else
-          store(grad_x + i, differentiate<T>(load(grad + i, rest), load(x + i, rest), channel, sums), rest);
+          store(grad_x + i, differentiate<T, from_output>(load(grad + i, rest), load(x + i, rest), channel, sums), rest);
         store(alpha + i, sums.alpha);
         store(beta + i, sums.beta);
       }
@@ -187,7 +214,8 @@ void backward_rows(const T* grad, const T* x, T* grad_x, std::int64_t rows, std:
 
 template <class T>
 constexpr Kernels<T> kernels_of() {
-  return {forward_plane<T>, forward_rows<T>, backward_plane<T>, backward_rows<T>};
+  return {forward_plane<T>, forward_rows<T>, {backward_plane<T, false>, backward_rows<T, false>},
+          {backward_plane<T, true>, backward_rows<T, true>}};
 }
 
 }  // namespace

@@ -46,6 +46,17 @@ struct Totals {
 constexpr std::int64_t kBlockColumns = 1024;  // parameters and sums of a block: 20 KiB of the first cache
 constexpr std::int64_t kPadding = 16;         // elements of a full register
 
+// Where x <= 0, the sum of grad * (exp(beta x) - 1) and of grad * x * exp(beta x): one number each for a plane, one for
+// every column of rows.
+template <class T>
+struct Backward {
+  using C = Compute<T>;
+
+  void (*plane)(const T* grad, const T* x, T* grad_x, std::int64_t size, C alpha, C beta, Totals totals);
+  void (*rows)(const T* grad, const T* x, T* grad_x, std::int64_t rows, std::int64_t columns, std::int64_t stride,
+               Parameters<C> parameters, Totals totals);
+};
+
 // A plane has one alpha and one beta. Rows lie `stride` elements apart, at most kBlockColumns of them wide, and have
 // parameters of their own in every column, which can be read up to the next full register.
 template <class T>
@@ -56,12 +67,8 @@ struct Kernels {
   void (*forward_plane)(const T* x, T* y, std::int64_t size, C alpha, C beta);
   void (*forward_rows)(const T* x, T* y, std::int64_t rows, std::int64_t columns, std::int64_t stride,
                        Parameters<C> parameters);
-
-  // Where x <= 0, the sum of grad * (exp(beta x) - 1) and of grad * x * exp(beta x): one number each for a plane, one
-  // for every column of rows.
-  void (*backward_plane)(const T* grad, const T* x, T* grad_x, std::int64_t size, C alpha, C beta, Totals totals);
-  void (*backward_rows)(const T* grad, const T* x, T* grad_x, std::int64_t rows, std::int64_t columns,
-                        std::int64_t stride, Parameters<C> parameters, Totals totals);
+  Backward<T> backward;
+  Backward<T> backward_from_output;  // given y for x; right where alpha beta > 0
 };
 
 struct InstructionSet {

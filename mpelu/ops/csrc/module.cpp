@@ -105,13 +105,14 @@ PyObject* call_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   });
 }
 
+template <bool from_output>
 PyObject* call_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return call<7>(arguments, count, [](auto kernels, Shape shape, int threads, const Index* address) {
     using T = typename decltype(kernels)::Element;
     using C = Compute<T>;
     Operands<T> operands{kernels, shape, pointer<C>(address[0]), pointer<C>(address[1]), threads};
-    backward(operands, pointer<T>(address[2]), pointer<T>(address[3]), pointer<T>(address[4]), pointer<C>(address[5]),
-             pointer<C>(address[6]));
+    backward(from_output ? kernels.backward_from_output : kernels.backward, operands, pointer<T>(address[2]),
+             pointer<T>(address[3]), pointer<T>(address[4]), pointer<C>(address[5]), pointer<C>(address[6]));
   });
 }
 
@@ -128,9 +129,12 @@ PyMethodDef methods[] = {
      "Compute y. The last four are addresses: x and y of dense tensors of one layout and `size` elements, in which\n"
      "the channel changes after `inner` elements; alpha and beta of one float for each channel (a double for\n"
      "float64). dtype is 0 for float32, 1 for float64, 2 for bfloat16 and 3 for float16."},
-    {"backward", as_method(call_backward), METH_FASTCALL,
+    {"backward", as_method(call_backward<false>), METH_FASTCALL,
      "backward(dtype, size, channels, inner, threads, alpha, beta, grad, x, grad_x, grad_alpha, grad_beta)\n\n"
      "Compute the last three. The arguments are as for forward."},
+    {"backward_from_output", as_method(call_backward<true>), METH_FASTCALL,
+     "backward_from_output(dtype, size, channels, inner, threads, alpha, beta, grad, y, grad_x, grad_alpha, grad_beta)"
+     "\n\nCompute the last three, which needs alpha * beta > 0. The arguments are as for forward."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_cpu",  "MPELU in the memory of the CPU.", 0, methods,

@@ -75,13 +75,13 @@ void forward_planes(Operands<T> operands, const T* x, T* y) {
 }
 
 template <class T>
-void backward_planes(Operands<T> operands, const T* grad, const T* x, T* grad_x, Totals totals) {
+void backward_planes(Backward<T> kernels, Operands<T> operands, const T* grad, const T* x, T* grad_x, Totals totals) {
   auto [outer, channels, inner] = operands.shape;
   Index pieces = divide_up(inner, kPlaneItem);
   std::vector<double> sums(2 * outer * channels * pieces);
   for_each_piece(operands.shape, operands.threads, [&](Index number, Index channel, Index offset, Index size) {
-    operands.kernels.backward_plane(grad + offset, x + offset, grad_x + offset, size, operands.alpha[channel],
-                                    operands.beta[channel], {&sums[2 * number], &sums[2 * number + 1]});
+    kernels.plane(grad + offset, x + offset, grad_x + offset, size, operands.alpha[channel], operands.beta[channel],
+                  {&sums[2 * number], &sums[2 * number + 1]});
   });
   const double* sum = sums.data();
   for (Index i = 0; i < outer; ++i)
@@ -147,7 +147,7 @@ void forward_rows(Operands<T> operands, const T* x, T* y) {
 }
 
 template <class T>
-void backward_rows(Operands<T> operands, const T* grad, const T* x, T* grad_x, Totals totals) {
+void backward_rows(Backward<T> kernels, Operands<T> operands, const T* grad, const T* x, T* grad_x, Totals totals) {
   Rows rows{operands.shape};
   Spread<Compute<T>> spread(rows, operands.alpha, operands.beta);
   std::vector<double> sums(2 * rows.down * rows.columns);
@@ -155,8 +155,8 @@ void backward_rows(Operands<T> operands, const T* grad, const T* x, T* grad_x, T
     Rows::Block block = rows.block(item);
     Index offset = block.row * rows.columns + block.column;
     double* sum = &sums[2 * block.index * rows.columns + block.column];
-    operands.kernels.backward_rows(grad + offset, x + offset, grad_x + offset, block.rows, block.columns, rows.columns,
-                                   spread.from(block.column), {sum, sum + rows.columns});
+    kernels.rows(grad + offset, x + offset, grad_x + offset, block.rows, block.columns, rows.columns,
+                 spread.from(block.column), {sum, sum + rows.columns});
   });
   for (Index i = 1; i < rows.down; ++i)
     for (Index j = 0; j < 2 * rows.columns; ++j) sums[j] += sums[2 * i * rows.columns + j];
@@ -173,12 +173,13 @@ void forward(Operands<T> operands, const T* x, T* y) {
 }
 
 template <class T>
-void backward(Operands<T> operands, const T* grad, const T* x, T* grad_x, Compute<T>* grad_alpha,
-              Compute<T>* grad_beta) {
+void backward(Backward<T> kernels, Operands<T> operands, const T* grad, const T* x, T* grad_x,
+              Compute<T>* grad_alpha, Compute<T>* grad_beta) {
   Index channels = operands.shape.channels;
   std::vector<double> sums(2 * channels);
   Totals totals{sums.data(), sums.data() + channels};
-  (operands.shape.has_short_planes() ? backward_rows<T> : backward_planes<T>)(operands, grad, x, grad_x, totals);
+  auto function = operands.shape.has_short_planes() ? backward_rows<T> : backward_planes<T>;
+  function(kernels, operands, grad, x, grad_x, totals);
   for (Index channel = 0; channel < channels; ++channel) {
     grad_alpha[channel] = totals.alpha[channel];
     grad_beta[channel] = operands.alpha[channel] * totals.beta[channel];

@@ -1,0 +1,1 @@
+"""Timing: activations by themselves, and the training step of whole networks."""
