@@ -1,5 +1,8 @@
 """Which backend computes MPELU."""
 
+import warnings
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -35,7 +38,25 @@ def apply_keeping_output(x: Tensor, alpha: Tensor, beta: Tensor, *, inplace: boo
 
 def _backend(x: Tensor, alpha: Tensor, beta: Tensor) -> fused.Backend | None:
     """Return the kernels for these tensors, None where torch's operators have to do."""
-    return cpu if is_plain(x, alpha, beta) and cpu.supports(x) else None
+    if not is_plain(x, alpha, beta):
+        return None
+    backend = cpu if x.is_cpu else cuda()
+    return backend if backend is not None and backend.supports(x) else None
+
+
+@cache
+def cuda() -> fused.Backend | None:
+    """Import the kernels for CUDA devices; without Triton, warn once and return None."""
+    try:
+        from mpelu.ops import triton
+    except ImportError as error:
+        warnings.warn(
+            f"MPELU on CUDA devices is several times slower without Triton ({error}). Install it: pip install triton",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return triton
 
 
 def _call(function: type[torch.autograd.Function], x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:

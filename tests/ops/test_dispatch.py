@@ -1,6 +1,7 @@
 """Which implementation runs, and that all ways to run, transform and record the function give the same numbers."""
 
 import importlib.util
+import subprocess
 import sys
 
 import pytest
@@ -14,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import mpelu.ops
 from mpelu.functional import mpelu as function
 from mpelu.nn import MPELU
-from mpelu.ops import cpu, reference
+from mpelu.ops import cpu, dispatch, reference
 
 has_compiled = importlib.util.find_spec("mpelu.ops._cpu") is not None
 needs_compiled = pytest.mark.skipif(not has_compiled, reason="mpelu is installed without its compiled part")
@@ -220,3 +221,24 @@ def test_works_without_the_compiled_part_and_warns_once(monkeypatch):
         assert node_name(y) == "ReferenceBackward"
     finally:
         cpu.compiled.cache_clear()
+
+
+def test_without_triton_cuda_tensors_are_left_to_the_reference_with_one_warning(monkeypatch):
+    monkeypatch.delattr(mpelu.ops, "triton", raising=False)
+    monkeypatch.setitem(sys.modules, "mpelu.ops.triton", None)
+    dispatch.cuda.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match="slower without Triton") as warnings:
+            assert dispatch.cuda() is dispatch.cuda() is None
+        assert len(warnings) == 1
+    finally:
+        dispatch.cuda.cache_clear()
+
+
+def test_triton_is_imported_for_cuda_tensors_only():
+    code = (
+        "import sys, torch; from mpelu.functional import mpelu; mpelu(torch.randn(4, 3), 1.0, 1.0);"
+        "print('mpelu.ops.triton' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
