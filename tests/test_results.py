@@ -13,15 +13,21 @@ ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "results" / "runs.jsonl"
 
 
-def test_readme_table_is_what_its_command_prints(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(ROOT)
-    sections = re.findall(
-        r"<!-- results: mpelu (.*?) -->\n(.*?)<!-- end of results -->", (ROOT / "README.md").read_text(), re.S
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SECTIONS = [
+    pytest.param(command, text, id=f"{document.name}: {command}")
+    for document in DOCUMENTS
+    for command, text in re.findall(
+        r"<!-- results: mpelu (.*?) -->\n(.*?)<!-- end of results -->", document.read_text(), re.S
     )
-    assert sections
-    for command, text in sections:
-        assert main(command.split()) == 0
-        assert text.strip() == capsys.readouterr().out.strip()
+]
+
+
+@pytest.mark.parametrize(("command", "text"), SECTIONS)
+def test_table_is_what_its_command_prints(command, text, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert main(command.split()) == 0
+    assert text.strip() == capsys.readouterr().out.strip()
 
 
 def test_picture_of_the_readme_is_drawn_from_the_results():

@@ -14,7 +14,7 @@ from mpelu.nn import MPELU
 NETWORKS = {"nopre164": 16, "nin": 16, "plain30": 128}
 """Network and batch size: about a second a step on one core."""
 ACTIVATIONS = ("relu", "prelu", "elu", "mpelu")
-ROUNDS = 7
+ROUNDS = 15
 
 
 def network(name: str, activation: str) -> nn.Module:

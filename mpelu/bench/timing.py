@@ -95,7 +95,7 @@ def append(path: Path, rows: Sequence[Row]) -> None:
         writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(Row)], lineterminator="\n")
         if is_new:
             writer.writeheader()
-        writer.writerows(vars(row) for row in rows)
+        writer.writerows(vars(row) | {"value": f"{row.value:.4g}"} for row in rows)
 
 
 def read(path: Path) -> list[Row]:

@@ -58,9 +58,9 @@ def _kernels() -> ModuleType:
     return module
 
 
-def forward(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+def forward(x: Tensor, alpha: Tensor, beta: Tensor, *, inplace: bool = False) -> Tensor:
     """Return y for tensors as :class:`mpelu.ops.fused.Backend` describes them."""
-    y = torch.empty_like(x)
+    y = x if inplace else torch.empty_like(x)  # each element is read before it is written
     channels = alpha.numel()
     _kernels().forward(
         _DTYPES[x.dtype],

@@ -24,8 +24,8 @@ class Backend(Protocol):
         """Return whether there are kernels for a plain tensor like this one."""
         ...
 
-    def forward(self, x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-        """Return y, with the strides of x."""
+    def forward(self, x: Tensor, alpha: Tensor, beta: Tensor, *, inplace: bool = False) -> Tensor:
+        """Return y, with the strides of x; in the memory of x if so asked."""
         ...
 
     def backward(self, grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:

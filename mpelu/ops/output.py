@@ -62,9 +62,12 @@ class FromOutput(torch.autograd.Function):
     def forward(
         ctx: Any, backend: fused.Backend | None, x: Tensor, alpha: Tensor, beta: Tensor, inplace: bool
     ) -> Tensor:
-        y = reference.forward(x, alpha, beta) if backend is None else backend.forward(x, alpha, beta)
+        if backend is not None:
+            y = backend.forward(x, alpha, beta, inplace=inplace)
+        else:
+            y = reference.forward(x, alpha, beta)
+            y = x.copy_(y) if inplace else y
         if inplace:
-            y = x.copy_(y)
             ctx.mark_dirty(x)
         ctx.backend = backend
         ctx.save_for_backward(y, alpha, beta)

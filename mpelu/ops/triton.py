@@ -89,11 +89,11 @@ def supports(x: Tensor) -> bool:
     return x.dtype in _DTYPES and x.numel() > 0
 
 
-def forward(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+def forward(x: Tensor, alpha: Tensor, beta: Tensor, *, inplace: bool = False) -> Tensor:
     """Return y for tensors as :class:`mpelu.ops.fused.Backend` describes them."""
     channels = alpha.numel()
     plan = _plan(x.numel(), channels, channel_stride(x, channels), _FORWARD_BYTES // x.element_size())
-    y = torch.empty_like(x)
+    y = x if inplace else torch.empty_like(x)  # each element is read before it is written
     with torch.cuda.device_of(x):
         _forward[(plan.parameter_blocks * plan.tiles,)](x, alpha, beta, y, *plan.cut, **_OPTIONS)
     return y

@@ -1,0 +1,107 @@
+import pytest
+import torch
+from torch import nn
+
+from mpelu.bench import activation, model, tables, timing
+from mpelu.cli import main
+from mpelu.errors import DataError, UsageError
+
+
+def row(name: str, metric: str, value: float, **changes) -> timing.Row:
+    fields = {
+        "benchmark": "activation", "subject": "8,4", "layout": "contiguous", "dtype": "float32", "machine": "m",
+        "isa": "avx2", "threads": 1, "allocator": "steady", "torch": "t", "mpelu": "0", "python": "3", "date": "d",
+    }  # fmt: skip
+    return timing.Row(name=name, metric=metric, value=value, **{**fields, **changes})
+
+
+def test_candidates_take_turns_in_both_orders():
+    called = []
+
+    def candidate(name):
+        return lambda: called.append(name) or (1.0,)
+
+    seconds = timing.take_turns({name: candidate(name) for name in "abc"}, rounds=2)
+    assert "".join(called) == "abc" + "cba" + "abc" + "cba"
+    assert seconds == {name: [(1.0,), (1.0,)] for name in "abc"}  # without the two rounds of warming up
+
+
+def test_ratio_is_the_median_over_rounds():
+    """One disturbed round does not count: 1/2, 1/2 and 100/2."""
+    assert timing.ratio([(0.5, 0.5), (0.4, 0.6), (50.0, 50.0)], [(1.0, 1.0)] * 3) == 0.5
+
+
+def test_rows_are_appended_and_read_back(tmp_path):
+    path = tmp_path / "benchmarks.csv"
+    rows = [row("elu", "forward ms", 1.25), row("elu", "backward ms", 123456.0)]
+    timing.append(path, rows[:1])
+    timing.append(path, rows[1:])
+    assert timing.read(path) == [rows[0], row("elu", "backward ms", 123500.0)]  # four digits are kept
+    path.write_text(path.read_text() + "half a row\n")
+    with pytest.raises(DataError, match=r"benchmarks\.csv, line 4: wanted the columns"):
+        timing.read(path)
+    with pytest.raises(UsageError, match=r"no file .*nowhere\.csv"):
+        timing.read(tmp_path / "nowhere.csv")
+
+
+def test_table_shows_the_newest_value_of_each_setting():
+    rows = [
+        row("mpelu", "forward ms", 9.0),
+        row("mpelu", "forward ms", 1.0),
+        row("mpelu", "backward ms", 2.0),
+        row("elu", "mpelu / it", 0.5),
+        row("elu", "mpelu / it", 0.25, isa="avx512"),
+    ]
+    assert tables.activation_table(rows) == (
+        "| shape, layout, dtype | isa | fwd / bwd ms | / elu |\n"
+        "| --- | ---: | ---: | ---: |\n"
+        "| 8,4 contiguous float32 | avx2 | 1.00 / 2.00 | 0.50 |\n"
+        "| 8,4 contiguous float32 | avx512 | – | 0.25 |\n"
+    )
+
+
+def test_activation_bench_gives_every_provider_three_numbers():
+    (rows,) = activation.bench(shapes=["8,4"], dtypes=["float32"], rounds=1)
+    assert {found.name for found in rows} == set(activation.PROVIDERS)
+    assert {found.metric for found in rows} == {"forward ms", "backward ms", "mpelu / it"}
+    (own,) = [found.value for found in rows if (found.name, found.metric) == ("mpelu", "mpelu / it")]
+    assert own == 1.0
+    assert all(found.value > 0 for found in rows)
+
+
+@pytest.mark.parametrize("name", ["mpelu", "reference", "naive"])
+def test_what_is_compared_computes_the_same(name):
+    x = torch.randn(5, 3, 4)
+    torch.testing.assert_close(
+        activation.PROVIDERS[name](3, x.dtype)(x), torch.where(x > 0, x, 0.25 * torch.expm1(x.clamp(max=0)))
+    )
+
+
+def test_kept_bytes_counts_every_memory_once():
+    convolution, x = nn.Conv2d(2, 2, 3, padding=1), torch.randn(1, 2, 8, 8)
+    one_map = x.numel() * 4
+    assert model.kept_bytes(convolution, x) == one_map
+    assert model.kept_bytes(nn.Sequential(convolution, nn.ReLU(), nn.Conv2d(2, 2, 1)), x) == 2 * one_map
+
+
+def test_in_place_networks_are_the_same_function_and_keep_less():
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 32, 32)
+    plain, inplace = (model.network("nopre11", name) for name in ("mpelu", "mpelu inplace"))
+    inplace.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(inplace(images), plain(images))
+    assert model.kept_bytes(inplace, images) < 0.9 * model.kept_bytes(plain, images)
+
+
+def test_commands(capsys, tmp_path):
+    path = tmp_path / "rows.csv"
+    assert (
+        main(["bench", "activation", "--only", "8,4", "--dtypes", "float32", "--rounds", "1", "--csv", str(path)]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert "8,4 contiguous float32" in printed
+    assert main(["bench", "activation", "--table", str(path)]) == 0
+    assert capsys.readouterr().out.count("\n") == printed.count("\n")
+    assert main(["bench", "activation", "--only", "8x4"]) == 2
+    assert main(["bench", "activation", "--dtypes", "float31"]) == 2
+    assert main(["bench", "model", "--only", "nopre30"]) == 2
