@@ -20,6 +20,7 @@ import torch
 import mpelu
 from mpelu.errors import DataError, UsageError
 from mpelu.ops import cpu
+from mpelu.train.environment import processor
 
 WARM_UP_ROUNDS = 2
 
@@ -49,7 +50,7 @@ def setting() -> dict[str, str | int]:
     """Return what every row of this process depends on."""
     module = cpu.compiled()
     return {
-        "machine": f"{_processor()}, {os.cpu_count()} CPUs",
+        "machine": f"{processor()}, {os.cpu_count()} CPUs",
         "isa": os.environ.get("MPELU_ISA") or (module.instruction_sets()[-1] if module else "none"),
         "threads": torch.get_num_threads(),
         "allocator": "steady" if os.environ.get("MALLOC_MMAP_THRESHOLD_") else "default",
@@ -58,13 +59,6 @@ def setting() -> dict[str, str | int]:
         "python": platform.python_version(),
         "date": datetime.now(UTC).date().isoformat(),
     }
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def take_turns(

@@ -6,9 +6,7 @@ import hashlib
 import io
 import logging
 import os
-import platform
 import signal
-import subprocess
 import threading
 import time
 import warnings
@@ -25,7 +23,6 @@ import yaml
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-import mpelu
 from mpelu.data import Dataset, load
 from mpelu.errors import MpeluError, UsageError
 from mpelu.init import initialize
@@ -33,6 +30,7 @@ from mpelu.models import FAMILIES, create_model, parse_name
 from mpelu.optim import keep_beta_positive, param_groups
 from mpelu.train import checkpoint
 from mpelu.train.batches import rank_slice, stream_seed
+from mpelu.train.environment import describe_environment
 from mpelu.train.loop import DivergedError, Position, StoppedError, Trainer
 from mpelu.train.recipe import Recipe, recipe_hash, recipe_name, resolve
 from mpelu.train.records import METRICS, RESULT, read_result, to_json
@@ -147,7 +145,7 @@ def run(
     with torch.random.fork_rng(), _locked(folder, fabric), _log_file(folder, fabric), _signals() as stop_signal:
         trainer = _trainer(prepared, fabric, stop_signal, on_step)
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        environment = describe_environment(fabric) | {"started_utc": started}
+        environment = describe_environment(fabric.device, processes=fabric.world_size) | {"started_utc": started}
         if fabric.is_global_zero:
             checkpoint.write_atomically(
                 folder / CONFIG, yaml.safe_dump(_plain(prepared.recipe), sort_keys=False).encode()
@@ -404,48 +402,6 @@ def _signals() -> Iterator[Callable[[], int]]:
 
 def _setting(fabric: Fabric) -> str:
     return f"{fabric.device.type}, {fabric.world_size} processes of {torch.get_num_threads()} threads"
-
-
-def describe_environment(fabric: Fabric) -> dict[str, Any]:
-    """Return what a number depends on besides the recipe: versions, device, threads, commit."""
-    on_gpu = fabric.device.type == "cuda"
-    return {
-        "mpelu": mpelu.__version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "device": fabric.device.type,
-        "device_name": torch.cuda.get_device_name(fabric.device) if on_gpu else _processor(),
-        "threads": torch.get_num_threads(),
-        "processes": fabric.world_size,
-    }
-
-
-def _commit() -> str | None:
-    """Return the commit of the checkout that the package lies in, None for an installed wheel."""
-    root = Path(mpelu.__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-    try:
-        found = subprocess.run(  # noqa: S603  # fixed arguments
-            ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        return None
-    return found.stdout.strip() or None
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

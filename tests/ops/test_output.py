@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from mpelu.bench.model import kept_bytes
 from mpelu.errors import UsageError
 from mpelu.functional import mpelu
 from mpelu.nn import MPELU
@@ -127,22 +128,6 @@ def test_the_module_hands_both_on():
         MPELU(3, save="both")
     with pytest.raises(UsageError, match="save must be one of input, output, got 'both'"):
         mpelu(x, 1.0, 1.0, save="both")
-
-
-def kept_bytes(module: nn.Module, x: torch.Tensor) -> int:
-    """Return the bytes that autograd keeps for one forward pass, every memory counted once."""
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    outputs = []  # alive until the end, so that no address is used twice
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs.append(module(x))
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-    return sum(size for address, size in kept.items() if address not in parameters)
 
 
 @pytest.mark.parametrize("options", WAYS, ids=str)
