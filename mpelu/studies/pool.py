@@ -1,6 +1,7 @@
 """Several runs at once, each in a process of its own with one thread."""
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -84,9 +85,13 @@ def _one_thread() -> None:
 
 
 def _run(recipe: Recipe, *, seed: int, runs: Path, study: str, device: str) -> dict[str, Any]:
+    from mpelu.train.loop import StoppedError
     from mpelu.train.run import prepare, run
 
-    return run(prepare(recipe, seed=seed, runs=runs, study=study), study=study, device=device)
+    try:
+        return run(prepare(recipe, seed=seed, runs=runs, study=study), study=study, device=device)
+    except StoppedError as error:  # the state is saved; a worker that only reported it would wait for more work
+        os._exit(128 + error.signal_number)
 
 
 @contextmanager

@@ -32,6 +32,9 @@ class StoppedError(MpeluError):
         super().__init__(message)
         self.signal_number = signal_number
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.signal_number, str(self))
+
 
 @dataclass
 class Position:

@@ -382,12 +382,17 @@ def _log_file(folder: Path, fabric: Fabric) -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], int]]:
-    """Note SIGINT and SIGTERM instead of dying of them; a second one is not held back."""
+    """Note SIGINT and SIGTERM instead of dying of them.
+
+    A second Ctrl-C is not held back. A second SIGTERM is: a pool that loses one worker sends it to all the others, and
+    they may be about to save.
+    """
     received = [0]
 
     def note(number: int, _: object) -> None:
-        received[0] = number
-        signal.signal(number, signal.SIG_DFL)
+        received[0] = received[0] or number
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
@@ -398,6 +403,8 @@ def _signals() -> Iterator[Callable[[], int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if received[0]:  # it came after the last step: the run is finished, and who sent it still wants the process to end
+        signal.raise_signal(received[0])
 
 
 def _setting(fabric: Fabric) -> str:

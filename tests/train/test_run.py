@@ -2,6 +2,8 @@ import csv
 import json
 import math
 import os
+import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from mpelu.train import checkpoint
 from mpelu.train import run as run_module
 from mpelu.train.batches import epoch_order
 from mpelu.train.evaluation import evaluate
+from mpelu.train.loop import StoppedError
 from mpelu.train.recipe import Recipe
 from mpelu.train.run import prepare, run
 
@@ -180,6 +183,24 @@ def test_gradient_that_is_not_finite_stops_before_the_step(small, tmp_path, monk
     weights = safetensors.torch.load_file(prepared.folder / "weights.safetensors")
     parameters = [name for name in before if "running" not in name and "num_batches" not in name]
     assert all(torch.equal(weights[name], before[name]) for name in parameters)
+
+
+def test_stopping_survives_the_way_between_processes():
+    error = pickle.loads(pickle.dumps(StoppedError(15, "stopped in epoch 1")))
+    assert (error.signal_number, str(error)) == (15, "stopped in epoch 1")
+
+
+def test_signal_after_the_last_step_ends_the_process_when_the_run_is_finished(small, tmp_path):
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        record = trained(
+            small, tmp_path, on_epoch=lambda row: row["epoch"] == 3 and signal.raise_signal(signal.SIGTERM)
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert record["outcome"] == "finished"
+    assert received == [signal.SIGTERM]
 
 
 def test_two_runs_in_one_folder_are_refused(small, tmp_path):
