@@ -451,7 +451,7 @@ def _record(
         "outcome": outcome,
         "reason": reason,
         "steps": position.step,
-        "config": _plain(prepared.recipe),
+        "config": _plain(prepared.recipe) | {"data": data.name},  # not the folder: records leave the machine
         "data": {
             "name": data.name,
             "sha256": data.sha256,

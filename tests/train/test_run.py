@@ -54,6 +54,7 @@ def test_finished_run_leaves_the_documented_files(small, tmp_path):
     assert not [name for name in names if name.endswith((".part", ".new"))]
     assert json.loads((folder / "result.json").read_text()) == record
     assert record["outcome"] == "finished"
+    assert record["config"]["data"] == record["data"]["name"] == "digits"
     assert record["steps"] == 9
     assert [row["epoch"] for row in record["history"]] == [1, 2, 3]
     with (folder / "metrics.csv").open() as file:
@@ -65,6 +66,13 @@ def test_finished_run_leaves_the_documented_files(small, tmp_path):
     saved = checkpoint.load(folder / "last.ckpt")["model"]
     assert weights.keys() == saved.keys()
     assert all(torch.equal(weights[name], saved[name]) for name in weights)
+
+
+def test_record_names_the_data_and_not_the_folder_it_lies_in(small, tmp_path):
+    prepared = prepare(small, seed=1, runs=tmp_path)
+    elsewhere = replace(prepared, recipe=replace(prepared.recipe, data="/a/folder/of/this/machine"))
+    assert "/a/folder" not in json.dumps(run(elsewhere, device="cpu"))
+    assert "/a/folder" in (prepared.folder / "config.yaml").read_text()  # it is what repeats the run here
 
 
 def test_training_learns(tmp_path):
