@@ -18,7 +18,7 @@ LAYERS = [
     ["ops"],
     ["functional"],
     ["nn"],
-    ["optim", "graph"],
+    ["optim", "moments", "graph"],
     ["init", "models", "data"],
     ["train", "report"],
     ["studies", "bench"],
