@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -38,7 +40,8 @@ def run_all(
     """Run every job that has no record yet and return the records in the order of the jobs.
 
     Each worker has one thread: on a CPU, several single-threaded runs side by side are faster than one run on all
-    cores. Jobs are started in the given order, so the longest should stand first.
+    cores. Jobs are started in the given order, so the longest should stand first. If this process dies, however that
+    happens, the workers save their state and end.
 
     Args:
         jobs: What to run.
@@ -54,7 +57,7 @@ def run_all(
         KeyboardInterrupt: If SIGINT arrived; SIGTERM ends in SystemExit(143). The workers save their state first.
     """
     context = multiprocessing.get_context("spawn")
-    with _terminable(), ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with _terminable(), ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         futures: list[Future[dict[str, Any]]] = [
             pool.submit(_run, job.recipe, seed=job.seed, runs=runs, study=study, device=device) for job in jobs
         ]
@@ -78,10 +81,25 @@ def run_all(
     return [future.result() for future in futures]
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()  # first: importing torch takes seconds
+
     import torch
 
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """Send this process SIGTERM once its parent is dead, which an idle worker would not notice in any other way.
+
+    More than once, because a run that is past its last step takes no heed, and after it comes the next one.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    while True:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1.0)
 
 
 def _run(recipe: Recipe, *, seed: int, runs: Path, study: str, device: str) -> dict[str, Any]:
