@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpelu.errors import DataError, MpeluError, UsageError
-    from mpelu.init import InitPlan, initialize, plan
+    from mpelu.init import InitPlan, gain, initialize, plan, tailor
     from mpelu.models import create_model, list_models
     from mpelu.nn import MPELU
     from mpelu.optim import keep_beta_positive, param_groups
@@ -22,13 +22,15 @@ _HOME = {
     "MpeluError": "mpelu.errors",
     "UsageError": "mpelu.errors",
     "create_model": "mpelu.models",
+    "gain": "mpelu.init",
     "initialize": "mpelu.init",
     "keep_beta_positive": "mpelu.optim",
     "list_models": "mpelu.models",
     "param_groups": "mpelu.optim",
     "plan": "mpelu.init",
+    "tailor": "mpelu.init",
 }
-_MODULES = ("data", "functional", "graph", "init", "models", "nn", "optim")
+_MODULES = ("data", "functional", "graph", "init", "models", "moments", "nn", "optim")
 
 __all__ = [  # spelled out for type checkers
     "MPELU",
@@ -37,11 +39,13 @@ __all__ = [  # spelled out for type checkers
     "MpeluError",
     "UsageError",
     "create_model",
+    "gain",
     "initialize",
     "keep_beta_positive",
     "list_models",
     "param_groups",
     "plan",
+    "tailor",
 ]
 
 

@@ -160,6 +160,7 @@ def _console() -> Any:
 
 def _demo_parser() -> Parser:
     command = Parser(description="Train four 30-layer nets on the built-in digits and show which of them learn.")
+    command.add_argument("--depth", type=int, default=30, help="30, or 60 to 200: then three nets, one tailored to it.")
     command.add_argument("--seeds", type=int, default=1, help="Seeds for each net.")
     command.add_argument("--workers", type=int, default=2, help="Processes; each has one thread.")
     command.add_argument("--runs", type=Path, default=Path("runs"), help="Folder of all runs.")
@@ -179,7 +180,7 @@ def _demo(options: Namespace) -> int:
         raise UsageError(f"--seeds and --workers must be at least 1, got {options.seeds} and {options.workers}")
     started = time.perf_counter()
     jobs = []
-    for recipe in demo.RECIPES:
+    for recipe in demo.recipes(options.depth):
         for seed in range(options.seeds):
             prepared = prepare(recipe, seed=seed, runs=options.runs, study="demo")
             jobs.append(Job(prepared.recipe, seed, prepared.folder))
@@ -194,10 +195,16 @@ def _demo(options: Namespace) -> int:
         records = run_all(jobs, runs=options.runs, study="demo", workers=options.workers, on_change=refresh)
     records = sorted(records, key=lambda record: (record["config"]["activation"], record["recipe"], record["seed"]))
     console.print(results_table(summarize(records)))
-    verdicts = demo.verdicts(records)
+    verdicts = demo.verdicts(records, options.depth)
     for verdict in verdicts:
         console.print(f"{verdict.outcome:>12}  {verdict.statement}: {verdict.evidence}", soft_wrap=True)
-    page = render_page(records, title=demo.TITLE, lead=demo.LEAD, how_to_read=demo.HOW_TO_READ, verdicts=verdicts)
+    page = render_page(
+        records,
+        title=demo.title(options.depth),
+        lead=demo.lead(options.depth),
+        how_to_read=demo.how_to_read(options.depth),
+        verdicts=verdicts,
+    )
     _write_text(options.out, page)
     _print_line(f"{options.out} written; {time.perf_counter() - started:.0f} s")
     return 0 if all(verdict.outcome == "holds" for verdict in verdicts) else 1
@@ -414,16 +421,29 @@ def _models(options: Namespace) -> int:
 
 
 def _init_parser() -> Parser:
-    command = Parser(description="Print how the weights of a network would be initialized, and why.")
-    command.add_argument("model", type=str, help="Family and depth, e.g. plain30.")
+    command = Parser(description="Print how every parameter of a network would be initialized, and why.")
+    command.add_argument(
+        "model",
+        type=str,
+        help="Family and depth, e.g. plain30; or a factory of your own, module:function or file.py:function.",
+    )
+    command.add_argument(
+        "--shape", type=str | None, default=None, help="Of one input, e.g. 3,32,32. Needed for a factory of your own."
+    )
     command.add_argument(
         "--activation", type=str, default="mpelu", help="relu, lrelu, prelu, elu, spelu, mpelu or srelu."
     )
     command.add_argument("--alpha", type=float | None, default=None, help="Start value of alpha, or slope.")
     command.add_argument("--beta", type=float | None, default=None, help="Start value of beta.")
-    command.add_argument("--method", type=str, default="eq22", help="eq22, released, msra, xavier or gaussian.")
+    command.add_argument(
+        "--method",
+        type=str,
+        default="auto",
+        help="auto, tailored, critical, second_moment, eq22, released, msra, xavier or gaussian.",
+    )
     command.add_argument("--mode", type=str, default="fan_in", help="fan_in, fan_out or average.")
     command.add_argument("--std", type=float, default=0.01, help="Standard deviation of gaussian.")
+    command.add_argument("--seed", type=int, default=0, help="Of the weights; calibration depends on it.")
     command.add_argument("--json", action="store_true", help="Print a JSON object.")
     return command
 
@@ -431,17 +451,43 @@ def _init_parser() -> Parser:
 def _init(options: Namespace) -> int:
     import torch
 
-    from mpelu.init import plan
-    from mpelu.models import FAMILIES, create_model, parse_name
+    from mpelu.init import plan, tailor
 
+    model, shape = _model_and_shape(options)
+    example = torch.zeros(1, *shape)
+    rows = (
+        tailor(model, example, seed=options.seed)
+        if options.method == "tailored"
+        else plan(model, example, method=options.method, mode=options.mode, std=options.std, seed=options.seed)
+    )
+    _print_line(rows.to_json() if options.json else str(rows))
+    return 0
+
+
+def _model_and_shape(options: Namespace) -> tuple[Any, tuple[int, ...]]:
+    """Build the network that the options name, and return it with the shape of one input."""
+    from mpelu.models import FAMILIES, create_model, load_factory, parse_name
+
+    if ":" in options.model:
+        if options.shape is None:
+            raise UsageError(f"{options.model} needs --shape, the shape of one input, e.g. --shape 3,32,32")
+        return load_factory(options.model)(), _shape(options.shape)
     family, _ = parse_name(options.model)
-    shape = FAMILIES[family].image_shape
+    shape = FAMILIES[family].image_shape if options.shape is None else _shape(options.shape)
     model = create_model(
         options.model, activation=options.activation, alpha=options.alpha, beta=options.beta, in_channels=shape[0]
     )
-    rows = plan(model, torch.zeros(1, *shape), method=options.method, mode=options.mode, std=options.std)
-    _print_line(rows.to_json() if options.json else str(rows))
-    return 0
+    return model, shape
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(size) for size in text.replace("x", ",").split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise UsageError(f"--shape must be positive whole numbers with commas, e.g. 3,32,32, got {text!r}")
+    return sizes
 
 
 # mpelu data

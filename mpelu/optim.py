@@ -1,6 +1,7 @@
 """What an optimizer must know about alpha and beta: their own learning rate and decay, and that beta stays positive."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,21 @@ MIN_BETA = 1e-4
 """Smallest beta after a step: a hundredth of the smallest start value of the paper (0.01), and normal in float16."""
 
 
+class Plan(Protocol):
+    """What is asked of a plan here; :class:`mpelu.init.InitPlan` is one."""
+
+    @property
+    def lr_multipliers(self) -> Mapping[str, float]:
+        """Name of a parameter to the factor of its learning rate, where that is not 1."""
+        ...
+
+
 def param_groups(
     model: nn.Module,
     lr: float,
     weight_decay: float,
     *,
+    plan: Plan | None = None,
     alpha_beta_lr: float = 5.0,
     alpha_beta_weight_decay: float = 1.0,
     bias_lr: float = 1.0,
@@ -32,6 +43,8 @@ def param_groups(
         model: Any module; parameters that need no gradient are left out, shared ones appear once.
         lr: Learning rate of the weights.
         weight_decay: Decay of the weights.
+        plan: Of the initialization; parameters that it gives a learning rate of their own come in groups of their own
+            (``alpha*0.01``), at that factor times the rate below. A tailored alpha is large and needs it.
         alpha_beta_lr: Multiplier of the learning rate for alpha and beta.
         alpha_beta_weight_decay: Multiplier of the decay for alpha and beta.
         bias_lr: Multiplier of the learning rate for every parameter named ``bias``.
@@ -40,6 +53,9 @@ def param_groups(
     Returns:
         Groups named ``weight``, ``bias``, ``alpha`` and ``beta`` (empty ones left out), each with ``params``, ``lr``,
         ``weight_decay`` and ``lr_multiplier`` (what a schedule multiplies its base rate with).
+
+    Raises:
+        UsageError: If the plan names a parameter that the model does not have.
 
     Example:
         >>> groups = param_groups(nn.Sequential(nn.Linear(2, 3), MPELU(3)), lr=0.1, weight_decay=1e-4)
@@ -52,27 +68,33 @@ def param_groups(
         "alpha": (alpha_beta_lr, alpha_beta_weight_decay),
         "beta": (alpha_beta_lr, alpha_beta_weight_decay),
     }
-    members: dict[str, list[nn.Parameter]] = {name: [] for name in multipliers}
+    members: dict[tuple[str, float], list[nn.Parameter]] = {}
     shape_parameters = {
         id(parameter): name
         for module in model.modules()
         if isinstance(module, MPELU)
         for name, parameter in module.named_parameters(recurse=False)
     }
+    factors = dict(plan.lr_multipliers) if plan is not None else {}
+    unknown = factors.keys() - dict(model.named_parameters()).keys()
+    if unknown:
+        raise UsageError(f"the plan is for another model: there is no parameter {', '.join(sorted(unknown)[:5])}")
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             last = name.rpartition(".")[2]
-            members[shape_parameters.get(id(parameter), "bias" if last == "bias" else "weight")].append(parameter)
+            kind = shape_parameters.get(id(parameter), "bias" if last == "bias" else "weight")
+            members.setdefault((kind, factors.get(name, 1.0)), []).append(parameter)
     return [
         {
-            "name": name,
-            "params": members[name],
-            "lr": lr * lr_multiplier,
+            "name": kind if factor == 1.0 else f"{kind}*{factor:.6g}",
+            "params": members[kind, factor],
+            "lr": lr * lr_multiplier * factor,
             "weight_decay": weight_decay * decay_multiplier,
-            "lr_multiplier": lr_multiplier,
+            "lr_multiplier": lr_multiplier * factor,
         }
-        for name, (lr_multiplier, decay_multiplier) in multipliers.items()
-        if members[name]
+        for wanted, (lr_multiplier, decay_multiplier) in multipliers.items()
+        for kind, factor in sorted(members, key=lambda member: -member[1])
+        if kind == wanted
     ]
 
 

@@ -66,8 +66,13 @@ def mpelu(*words: str) -> int:
         ("data check", 2, "needs a name or a folder"),
         ("data check ./nowhere", 1, "no folder"),
         ("init nopre30", 2, "the nearest are 29 and 38"),
-        ("init plain15 --method lsuv", 2, "unknown initialization 'lsuv'"),
+        ("init plain15 --method lsuw", 2, "method must be one of .*lsuv, .*got 'lsuw'"),
+        ("init plain15 --shape 3,x", 2, "--shape must be positive whole numbers with commas, .* got '3,x'"),
+        ("init torch.nn:Identity", 2, "torch.nn:Identity needs --shape"),
+        ("init nowhere.py:build --shape 3,8,8", 2, "there is no file nowhere.py"),
+        ("init torch.nn:no_such --shape 3,8,8", 2, "torch.nn has no function 'no_such'"),
         ("demo --seeds 0", 2, "at least 1"),
+        ("demo --depth 45", 2, "--depth must be 30, or 60 to 200 in steps of 10, got 45"),
     ],
 )
 def test_wrong_input_is_one_line_that_says_what_to_do(words, code, message, capsys, tmp_path):
@@ -263,8 +268,22 @@ def test_lists_for_programs(capsys):
     report = json.loads(capsys.readouterr().out)
     assert (sum(report["train"]), sum(report["test"])) == (1500, 297)
     assert mpelu("init", "plain15", "--activation", "elu", "--json") == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [row["fed_by"] for row in rows[:2]] == ["input", "act1"]
+    weights = [row for row in json.loads(capsys.readouterr().out)["rows"] if row["parameter"].endswith("weight")]
+    assert [row["fed_by"] for row in weights[:2]] == ["input", "act1"]
+
+
+def test_plan_of_a_factory_of_the_user(capsys, tmp_path):
+    file = tmp_path / "my_net.py"
+    file.write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU(), nn.Flatten(), nn.Linear(288, 2))\n"
+    )
+    for method in ("auto", "tailored", "second_moment"):
+        assert mpelu("init", f"{file}:build", "--shape", "3,8,8", "--method", method) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].split()[:2] == ["weight", "layer"]
+        assert lines[1].split()[:2] == ["0", "Conv"]
 
 
 def test_help_of_every_command_names_its_options(capsys):

@@ -10,7 +10,7 @@ def test_example_runs(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
     assert len([line for line in code.splitlines() if line]) <= 15
     exec(compile(code, "README.md", "exec"), {})
-    assert "conv27.weight" in capsys.readouterr().out
+    assert "\nconv27 " in capsys.readouterr().out
 
 
 def test_linked_files_exist():

@@ -1,257 +1,244 @@
-"""Initialization of a whole model: plan rows first, then write the weights they describe."""
+"""Initialization of a whole model: plan rows first, then write what they describe."""
 
-import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from mpelu.errors import UsageError
-from mpelu.graph import Reader, Source, read
-from mpelu.init.fill import FANS, fan, fill_normal_, taylor_gain
-from mpelu.nn import MPELU, SPELU
+from mpelu.graph import read
+from mpelu.graph.capture import Example
+from mpelu.init.calibrate import in_training, refined
+from mpelu.init.choosing import Choices, Wishes
+from mpelu.init.fans import FANS
+from mpelu.init.fill import DISTRIBUTIONS, fresh_seed, write_
+from mpelu.init.parametrized import originals
+from mpelu.init.probe import noise_like
+from mpelu.init.rows import AS_IS, THROUGH, InitPlan, PlanRow
+from mpelu.init.rules import METHODS, ORTHOGONAL, PUBLISHED, REFINED
+from mpelu.init.starts import warn_of_meta
 
+__all__ = ["AS_IS", "THROUGH", "InitPlan", "PlanRow", "apply", "initialize", "plan"]
 
-@dataclass(frozen=True)
-class PlanRow:
-    """One weight: what it will be filled with, and why.
-
-    ``std`` is None where the weight is left as it is; then ``equation`` says why.
-    """
-
-    weight: str
-    layer: str
-    fed_by: str
-    slope: float
-    fan: float
-    gain: float
-    std: float | None
-    equation: str
-    output_shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class InitPlan:
-    """The rows of a model in execution order. ``print(plan)`` is a table."""
-
-    method: str
-    mode: str
-    seed: int | None
-    rows: tuple[PlanRow, ...]
-
-    def to_json(self) -> str:
-        """Return the plan as a JSON object."""
-        return json.dumps(asdict(self), indent=2)
-
-    def __str__(self) -> str:
-        head = ("weight", "layer", "fed by", "slope", "fan", "gain", "std", "equation")
-        body = [
-            (
-                row.weight,
-                row.layer,
-                row.fed_by,
-                f"{row.slope:.4g}",
-                f"{row.fan:g}",
-                f"{row.gain:.4f}",
-                "as is" if row.std is None else f"{row.std:.5f}",
-                row.equation,
-            )
-            for row in self.rows
-        ]
-        widths = [max(len(line[column]) for line in (head, *body)) for column in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (head, *body)
-        ]
-        return "\n".join(line.rstrip() for line in lines)
-
-
-def negative_slope(activation: nn.Module) -> float:
-    """Return the slope of the negative side at 0 as Eq. 22 wants it: the root mean square over channels.
-
-    For MPELU it is alpha * beta, for ELU alpha, for the rectified units their slope.
-
-    Raises:
-        UsageError: If the activation is none of the rectified or exponential units.
-    """
-    for kind, slope in SLOPES.items():
-        if isinstance(activation, kind):
-            return slope(activation)
-    raise UsageError(f"Eq. 22 covers {', '.join(kind.__name__ for kind in SLOPES)}, got {type(activation).__name__}")
-
-
-def _root_mean_square(values: Tensor) -> float:
-    return math.sqrt(values.detach().double().square().mean().item())
-
-
-SLOPES: dict[type[nn.Module], Callable[..., float]] = {
-    MPELU: lambda unit: _root_mean_square(unit.alpha * unit.beta),
-    SPELU: lambda unit: _root_mean_square(unit.alpha),
-    nn.ReLU: lambda unit: 0.0,  # noqa: ARG005
-    nn.LeakyReLU: lambda unit: float(unit.negative_slope),
-    nn.PReLU: lambda unit: _root_mean_square(unit.weight),
-    nn.ELU: lambda unit: float(unit.alpha),
-}
-
-
-def _layer(module: nn.Module) -> str:
-    if isinstance(module, nn.Linear):
-        return f"Linear({module.in_features} -> {module.out_features})"
-    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    kernel = "x".join(str(side) for side in module.kernel_size)
-    return f"Conv {kernel}({module.in_channels} -> {module.out_channels})"
-
-
-def _slope(source: Source) -> float:
-    """Return the slope behind a weight; images, sums, norms and other weights act as a linear unit of slope 1."""
-    return 1.0 if source.module is None else negative_slope(source.module)
-
-
-@dataclass(frozen=True)
-class _Weight:
-    """What a rule may look at."""
-
-    reader: Reader
-    slope: float
-    net_slope: float
-    fan_in: float
-    fan: float
-    std: float
-
-
-def _eq22(weight: _Weight) -> tuple[float, float, float | None, str]:
-    fan_used = weight.fan_in if weight.reader.last else weight.fan
-    return weight.slope, fan_used, taylor_gain(weight.slope) / math.sqrt(fan_used), "Eq. 22"
-
-
-def _released(weight: _Weight) -> tuple[float, float, float | None, str]:
-    if isinstance(weight.reader.module, nn.Linear):
-        return weight.slope, weight.fan_in, None, "released code: linear layers keep torch's default"
-    std = taylor_gain(weight.net_slope) / math.sqrt(weight.fan)
-    return weight.net_slope, weight.fan, std, "Eq. 22, one slope for the net (released code)"
-
-
-def _msra(weight: _Weight) -> tuple[float, float, float | None, str]:
-    return 0.0, weight.fan, math.sqrt(2.0 / weight.fan), "MSRA, sqrt(2 / fan)"
-
-
-def _xavier(weight: _Weight) -> tuple[float, float, float | None, str]:
-    return weight.slope, weight.fan, 1.0 / math.sqrt(weight.fan), "Xavier, sqrt(1 / fan)"
-
-
-def _gaussian(weight: _Weight) -> tuple[float, float, float | None, str]:
-    return weight.slope, weight.fan, weight.std, "Gaussian, fixed std"
-
-
-METHODS = {"eq22": _eq22, "released": _released, "msra": _msra, "xavier": _xavier, "gaussian": _gaussian}
+RESIDUAL = ("scale", "zero", "fixup", "none")
+REFINE = ("none", "noise", "data")
+HEADS = ("signal", "zero")
 
 
 def plan(
     model: nn.Module,
-    example: Tensor,
+    example: Example,
     *,
-    method: str,
+    method: str = "auto",
     mode: str = "fan_in",
     std: float = 0.01,
     seed: int | None = None,
+    distribution: str | None = None,
+    residual: str = "scale",
+    heads: str = "signal",
+    refine: str | None = None,
+    skip: Sequence[str] = (),
 ) -> InitPlan:
-    """Work out the initialization of every convolution and linear layer of a model; nothing is written.
+    """Work out the initialization of every parameter of a model; nothing is written.
 
-    Methods, each for N(0, std) weights and zero biases:
+    Methods of this library, for any activation; the second moment is kept at 1:
+
+    - ``auto``: ``critical``, then calibrated on noise until both signals stay as they are.
+    - ``critical``: weights whose rows sum to 0, with the gain 1 / sqrt(E[f'^2]) that keeps the gradient, and random
+      biases that make up for the second moment (see :func:`mpelu.init.centered_critical`). Where a layer has no bias,
+      or no activation on both sides, it is ``second_moment``.
+    - ``second_moment``: sqrt(1 / (fan E[f^2])), with the taps that read zero padding counted as lost.
+
+    Methods of the paper, N(0, std) with nominal fans:
 
     - ``eq22``: sqrt(2 / (fan (1 + slope^2))) with the slope alpha * beta of the activation that *feeds* the weight
-      (Eq. 22 of the paper by its derivation). Images, sums, normalizations and other weights count as slope 1. The
-      last layer always uses fan_in: no weight follows whose gradient fan_out would keep.
+      (Eq. 22 by its derivation). Images, sums, normalizations and other weights count as slope 1. The last layer always
+      uses fan_in: no weight follows whose gradient fan_out would keep.
     - ``released``: the same formula with the slope of the net's first activation for every convolution, the one fed by
       the image included, and linear layers left as they are: what the authors' residual nets do (with fan_out).
     - ``msra``: sqrt(2 / fan) for every weight, as Caffe's filler and the paper's comparison do.
     - ``xavier``: sqrt(1 / fan); in average mode that is Glorot's formula.
     - ``gaussian``: ``std`` for every weight.
 
+    And of Mishkin and Matas, arXiv:1511.06422:
+
+    - ``lsuv``: orthonormal, then each layer scaled to unit second moment on the example, which has to be a batch of
+      data. In one pass for all layers.
+
+    Biases are 0 where no method says otherwise, normalizations start as the identity. Parameters of activations,
+    embeddings, attention and recurrent layers, and those that are used as values, are left as they are; their rows say
+    so.
+
     Args:
-        model: Any module that torch.fx can trace.
-        example: An input of the right shape and dtype, for instance ``torch.zeros(1, 3, 32, 32)``.
+        model: Any module; it is read as a run on the example calls it, and not changed.
+        example: A tensor, positional arguments or keyword arguments that the model accepts, for instance
+            ``torch.zeros(1, 3, 32, 32)``. Its values matter for ``refine="data"`` only.
         method: One of the above.
-        mode: ``fan_in``, ``fan_out`` or ``average``.
+        mode: ``fan_in``, ``fan_out`` or ``average``, for the methods of the paper.
         std: Of ``gaussian``; ignored by the others.
-        seed: Of the fill that may follow.
+        seed: Of the fill; None draws one from torch's default generator.
+        distribution: Of ``auto``, ``critical``, ``second_moment`` and ``lsuv``: ``normal``, ``truncated_normal``,
+            ``uniform``, ``orthogonal`` or ``delta_orthogonal``. None means ``normal`` for ``second_moment``, else
+            ``orthogonal``.
+        residual: What the last weight of a branch starts as, where it is added to a trunk of n sums: ``scale`` gives it
+            1 / n of the second moment that the trunk begins with, ``zero`` is 0, ``none`` treats it as any other. Where
+            a normalization ends the branch, it sets the size; ``zero`` starts its factors at 0. ``fixup`` is ``zero``
+            with a head of 0, and the others of the m weights in a branch are n^(-1 / (2 m - 2)) times as large (Zhang
+            et al., arXiv:1901.09321; the scalars that it adds to the model are not added). The methods of the paper
+            use ``none``.
+        heads: ``signal``, or ``zero`` for a last layer that starts at 0.
+        refine: ``noise`` or ``data`` scales each layer to its second moment by a forward pass on noise or on the
+            example; ``none`` does not. None means ``noise`` for ``auto``, ``data`` for ``lsuv`` and ``none`` otherwise.
+        skip: Patterns (``fnmatch``) of the names of parameters that are left as they are.
 
     Raises:
-        UsageError: If the method or mode is unknown, or the model does not accept the example.
+        UsageError: If an argument is unknown, or the model does not accept the example.
         UnknownNodeError: If a node that feeds a weight is not understood.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ELU(), nn.Linear(8, 2))
-        >>> print(plan(model, torch.zeros(1, 8), method="eq22"))
-        weight    layer             fed by  slope  fan  gain    std      equation
-        0.weight  Linear(8 -> 8)    input   1      8    1.0000  0.35355  Eq. 22
-        2.weight  Linear(8 -> 2)    1       1      8    1.0000  0.35355  Eq. 22
+        >>> for row in plan(model, torch.zeros(1, 8), method="eq22", seed=0).weights:
+        ...     print(row.parameter, row.fed_by, row.slope, round(row.std, 5))
+        0.weight input 1.0 0.35355
+        2.weight 1 1.0 0.35355
     """
-    if method not in METHODS:
-        raise UsageError(f"unknown initialization {method!r}; known: {', '.join(METHODS)}")
-    if mode not in FANS:
-        raise UsageError(f"mode must be one of {', '.join(FANS)}, got {mode!r}")
-    readers = read(model, example)
-    net_slope = next((_slope(reader.source) for reader in readers if reader.source.module is not None), 1.0)
-    rows = []
-    for reader in readers:
-        groups = getattr(reader.module, "groups", 1)
-        weight = _Weight(
-            reader=reader,
-            slope=_slope(reader.source),
-            net_slope=net_slope,
-            fan_in=fan(reader.module.weight, "fan_in", groups),
-            fan=fan(reader.module.weight, mode, groups),
-            std=std,
+    refine = REFINED.get(method, "none") if refine is None else refine
+    distribution = distribution or ("orthogonal" if method in ORTHOGONAL else "normal")
+    for name, value, known in (
+        ("method", method, tuple(METHODS)),
+        ("mode", mode, tuple(FANS)),
+        ("distribution", distribution, DISTRIBUTIONS),
+        ("residual", residual, RESIDUAL),
+        ("refine", refine, REFINE),
+        ("heads", heads, HEADS),
+    ):
+        if value not in known:
+            raise UsageError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
+        raise UsageError(f"seed must be an integer or None, got {seed!r}")
+    if not (math.isfinite(std) and std >= 0):
+        raise UsageError(f"std must be a number >= 0, got {std}")
+    _check_model(model, refine)
+    wishes = Wishes(
+        method=method,
+        mode=mode,
+        std=std,
+        distribution=distribution,
+        residual="none" if method in PUBLISHED else residual,
+        heads="zero" if residual == "fixup" and method not in PUBLISHED else heads,
+        skip=(skip,) if isinstance(skip, str) else tuple(skip),
+        measured=refine != "none",
+    )
+    _check_skip(wishes, model)
+    with in_training(model):
+        graph = read(model, example)
+    with _on_cpu():
+        choices = Choices(model, graph, wishes)
+    warn_of_meta(choices.rows, model)
+    result = InitPlan(method, mode, fresh_seed() if seed is None else seed, choices.rows)
+    if refine == "none":
+        return result
+    with torch.inference_mode(False):
+        probe = example if refine == "data" else noise_like(model, example, graph)
+    return refined(result, model, probe, graph, choices.uses, choices.targets, balance=method == "auto")
+
+
+def _on_cpu() -> AbstractContextManager[object]:
+    """Make what is computed for a plan on the CPU, whatever device the caller has tensors made on."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+
+
+def _check_model(model: nn.Module, refine: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    sharded = [name for name, parameter in model.named_parameters() if type(parameter.data) is not Tensor]
+    if sharded and any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+        raise UsageError(
+            f"this model is sharded ({', '.join(sharded[:3])}, ...): plan it before fully_shard, on the meta device if "
+            f"it does not fit into memory, and apply the plan behind it"
         )
-        slope, fan_used, row_std, equation = METHODS[method](weight)
-        rows.append(
-            PlanRow(
-                weight=f"{reader.name}.weight",
-                layer=_layer(reader.module),
-                fed_by=reader.source.name,
-                slope=slope,
-                fan=fan_used,
-                gain=(row_std or 0.0) * math.sqrt(fan_used),
-                std=row_std,
-                equation=equation,
-                output_shape=reader.output_shape,
-            )
+    if refine != "none" and any(parameter.is_meta for parameter in model.parameters()):
+        raise UsageError(
+            "calibration runs the model, and this one is on the meta device: plan it with refine='none', or give it "
+            "memory first (model.to_empty(device='cpu')) and hand the plan on as JSON"
         )
-    return InitPlan(method, mode, seed, tuple(rows))
+
+
+def _check_skip(wishes: Wishes, model: nn.Module) -> None:
+    names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    names += [name.partition(".parametrizations.")[0] + "." + name.partition(".parametrizations.")[2].partition(".")[0]
+              for name in names if ".parametrizations." in name]  # fmt: skip
+    unmatched = [pattern for pattern in wishes.skip if not any(fnmatchcase(name, pattern) for name in names)]
+    if unmatched:
+        raise UsageError(f"skip: no parameter of the model matches {', '.join(map(repr, unmatched))}")
+
+
+def initialize(model: nn.Module, example: Example, **options: object) -> InitPlan:
+    """Plan, then apply; the arguments, errors and result are those of :func:`plan`."""
+    init_plan = plan(model, example, **options)  # type: ignore[arg-type]
+    apply(init_plan, model)
+    return init_plan
 
 
 def apply(init_plan: InitPlan, model: nn.Module) -> None:
-    """Write the weights that a plan describes, and set the biases beside them to 0.
+    """Write what a plan describes; all is checked before the first parameter is written.
 
-    With a seed, each weight has a generator of its own, so that the same seed gives the same weights on any device and
-    whatever else was drawn before; without one, torch's default generator is used.
+    Each parameter has a stream of its own, named after it, so that the same seed gives the same weights on any device,
+    for any number of processes, and in the shards of a model that several processes hold (``fully_shard``). A model
+    that is planned on the meta device is given memory by ``to_empty`` in between; running statistics of normalizations
+    are written too, since they hold arbitrary numbers then.
+
+    Raises:
+        UsageError: If the plan is for another model, or the model is on the meta device.
     """
-    for index, row in enumerate(init_plan.rows):
+    held: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    _check_fits(init_plan, model, held)
+    for row in init_plan.rows:
         if row.std is None:
             continue
-        module = model.get_submodule(row.weight.removesuffix(".weight"))
-        generator = None if init_plan.seed is None else _generator(init_plan.seed, index)
-        fill_normal_(module.get_parameter("weight"), row.std, generator=generator)
-        if isinstance(module.bias, Tensor):
-            nn.init.zeros_(module.bias)
+        values = row.values(row.shape, init_plan.seed)
+        for name, part in _written(row, model, held, values).items():
+            write_(held[name], part)
 
 
-def _generator(seed: int, index: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
+def _written(row: PlanRow, model: nn.Module, held: Mapping[str, Tensor], values: Tensor) -> dict[str, Tensor]:
+    """Return the parameters to write for a row: its own, or those behind a parametrized weight."""
+    if row.parameter in held:
+        return {row.parameter: values}
+    found = originals(model, row.parameter, values)
+    if found is None:
+        raise UsageError(f"the parametrization of {row.parameter} does not take the values of the plan any more")
+    return found
 
 
-def initialize(
-    model: nn.Module,
-    example: Tensor,
-    *,
-    method: str,
-    mode: str = "fan_in",
-    std: float = 0.01,
-    seed: int | None = None,
-) -> InitPlan:
-    """Plan, then apply; the arguments, errors and result are those of :func:`plan`."""
-    init_plan = plan(model, example, method=method, mode=mode, std=std, seed=seed)
-    apply(init_plan, model)
-    return init_plan
+def _check_fits(init_plan: InitPlan, model: nn.Module, held: Mapping[str, Tensor]) -> None:
+    rows = {row.parameter: row for row in init_plan.rows}
+    through = {name for name in rows if name not in held and _is_parametrized(model, name)}
+    wrong = [f"no {name}" for name in rows if name not in held and name not in through]
+    wrong += [f"{name}, which has no row" for name, _ in model.named_parameters() if name not in rows]
+    wrong += [
+        f"{name} of shape {tuple(held[name].shape)} instead of {row.shape}"
+        for name, row in rows.items()
+        if name in held and tuple(held[name].shape) != row.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more differences" if len(wrong) > 3 else ""
+        raise UsageError(
+            f"the plan is for another model: {type(model).__name__} has {', '.join(wrong[:3])}{more}. Apply it to the "
+            f"module that it was made for, without wrappers"
+        )
+    on_meta = [name for name, row in rows.items() if row.std is not None and name in held and held[name].is_meta]
+    if on_meta:
+        raise UsageError(
+            f"{', '.join(on_meta[:3])}{', ...' if len(on_meta) > 3 else ''} are on the meta device and have no memory "
+            f"to write to; materialize the model first: model.to_empty(device=...)"
+        )
+
+
+def _is_parametrized(model: nn.Module, name: str) -> bool:
+    path, _, attribute = name.rpartition(".")
+    prefix = f"{path}.parametrizations.{attribute}.".removeprefix(".")
+    return any(other.startswith(prefix) for other, _ in model.named_parameters())

@@ -48,7 +48,7 @@ def evaluate(folder: Path, *, weights: str = "last", data: str | None = None) ->
         raise UsageError(f"weights must be last or best, got {weights!r}")
     recipe = read_recipe(folder)
     trained_on = load(recipe.data).limited(recipe.limit)
-    net = build(recipe, trained_on, seed=0)
+    net, _ = build(recipe, trained_on, seed=0)
     path = folder / FILES[weights]
     if not path.exists():
         raise DataError(f"{path} is missing: no epoch of this run was finished; continue it with 'mpelu train'")

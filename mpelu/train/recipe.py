@@ -24,7 +24,8 @@ class Recipe:
         batch_norm: Batch normalization without scale and shift before each activation (plain nets only).
         dropout: Dropout probability after the hidden fully connected layers (plain nets only).
         init: Weights: eq22 (slope of the feeding activation), released (as in the authors' code), msra, xavier,
-            gaussian, or default (torch's own).
+            gaussian, or default (torch's own); second_moment, critical or auto (exact for every activation); tailored
+            (activations too, by depth).
         init_mode: Fan of the initialization: fan_in, fan_out or average.
         init_std: Standard deviation of the gaussian initialization.
         data: digits (built in), cifar10, cifar100 (from the Hub), or a folder with Parquet or official CIFAR files.
@@ -59,7 +60,9 @@ class Recipe:
     width: int | None = None
     batch_norm: bool | None = None
     dropout: float | None = None
-    init: Literal["eq22", "released", "msra", "xavier", "gaussian", "default"] = "eq22"
+    init: Literal[
+        "eq22", "released", "msra", "xavier", "gaussian", "default", "second_moment", "critical", "auto", "tailored"
+    ] = "eq22"
     init_mode: Literal["fan_in", "fan_out", "average"] = "fan_in"
     init_std: float = 0.01
     data: str = "digits"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mpelu.data import Dataset, load
 from mpelu.errors import MpeluError, UsageError
-from mpelu.init import initialize
+from mpelu.init import InitPlan, initialize, tailor
 from mpelu.models import FAMILIES, create_model, parse_name
 from mpelu.optim import keep_beta_positive, param_groups
 from mpelu.train import checkpoint
@@ -94,20 +94,20 @@ def _network(recipe: Recipe, dataset: Dataset) -> nn.Module:
     )
 
 
-def build(recipe: Recipe, dataset: Dataset, *, seed: int) -> nn.Module:
-    """Build the network of a resolved recipe and initialize it; the same seed gives the same weights."""
+def build(recipe: Recipe, dataset: Dataset, *, seed: int) -> tuple[nn.Module, InitPlan | None]:
+    """Build the network of a resolved recipe and initialize it; the same seed gives the same weights.
+
+    Returns:
+        The network, and what was done to it; None for torch's own initialization.
+    """
     torch.manual_seed(stream_seed(seed, "weights"))
     net = _network(recipe, dataset)
-    if recipe.init != "default":
-        initialize(
-            net,
-            torch.zeros(1, *dataset.train.images.shape[1:]),
-            method=recipe.init,
-            mode=recipe.init_mode,
-            std=recipe.init_std,
-            seed=stream_seed(seed, "init"),
-        )
-    return net
+    example, stream = torch.zeros(1, *dataset.train.images.shape[1:]), stream_seed(seed, "init")
+    if recipe.init == "default":
+        return net, None
+    if recipe.init == "tailored":
+        return net, tailor(net, example, stream)
+    return net, initialize(net, example, method=recipe.init, mode=recipe.init_mode, std=recipe.init_std, seed=stream)
 
 
 def run(
@@ -274,7 +274,7 @@ def _trainer(
     recipe = prepared.recipe
     assert recipe.lr is not None
     assert recipe.weight_decay is not None
-    net = build(recipe, prepared.dataset, seed=prepared.seed)
+    net, plan = build(recipe, prepared.dataset, seed=prepared.seed)
     if recipe.channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
     net = net.to(fabric.device)
@@ -284,6 +284,7 @@ def _trainer(
         net,
         recipe.lr,
         recipe.weight_decay,
+        plan=plan,
         alpha_beta_lr=recipe.alpha_beta_lr,
         alpha_beta_weight_decay=recipe.alpha_beta_weight_decay,
         bias_lr=recipe.bias_lr,

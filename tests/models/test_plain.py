@@ -29,8 +29,8 @@ def test_depth_counts_the_weight_layers(depth, batch_norm):
 @pytest.mark.parametrize("input_size", [8, 16, 21])
 def test_maps_alternate_and_do_not_shrink(depth, input_size):
     model = create_model(f"plain{depth}", width=2, input_size=input_size)
-    readers = read(model, torch.zeros(1, 1, input_size, input_size))
-    sides = [reader.output_shape[-1] for reader in readers if isinstance(reader.module, nn.Conv2d)]
+    graph = read(model, torch.zeros(1, 1, input_size, input_size))
+    sides = [node.shape[-1] for node in graph.weights if node.op == "conv2d"]
     pooled = (input_size + 1) // 2  # rounded up, as Caffe does
     early = [input_size, *[input_size - 1, input_size] * 2]
     late = [pooled - 1, pooled] * depth

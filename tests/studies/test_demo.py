@@ -4,15 +4,12 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import pytest
 
 from mpelu.cli import main
+from mpelu.errors import UsageError
 from mpelu.studies import demo
-from mpelu.studies.pool import Job, run_all
-from mpelu.train.recipe import Recipe
-from mpelu.train.run import prepare
 
 
 def record(activation: str, init: str, *, loss: float, error: float, outcome: str = "finished") -> dict:
@@ -40,6 +37,24 @@ def test_verdicts_follow_the_numbers():
     assert outcomes([flat, elu, mpelu, record("mpelu", "eq22", loss=2.0, error=60.0)])[2] == "inconclusive"
 
 
+def test_verdicts_of_a_deeper_net():
+    learned, slow = {"loss": 0.01, "error": 5.0}, {"loss": 0.4, "error": 20.0}
+    records = [record("mpelu", "tailored", **learned), record("mpelu", "eq22", **slow), record("relu", "msra", **slow)]
+    assert [verdict.outcome for verdict in demo.verdicts(records, 100)] == ["holds"] * 3
+    records = [record("mpelu", "tailored", **slow), record("mpelu", "eq22", **learned), record("relu", "msra", **slow)]
+    assert [verdict.outcome for verdict in demo.verdicts(records, 100)] == ["fails", "fails", "holds"]
+    diverged = record("mpelu", "eq22", **learned, outcome="diverged")
+    assert demo.verdicts([*records[:1], diverged, records[2]], 100)[1].outcome == "holds"
+
+
+def test_recipes_of_a_deeper_net():
+    assert demo.recipes(30) == demo.RECIPES
+    assert {recipe.model for recipe in demo.recipes(100)} == {"plain100"}
+    assert [recipe.init for recipe in demo.recipes(60)] == ["tailored", "eq22", "msra"]
+    with pytest.raises(UsageError, match="--depth must be 30"):
+        demo.recipes(31)
+
+
 @pytest.mark.slow
 def test_demo_shows_one_flat_curve_and_three_that_learn(tmp_path, monkeypatch, capsys):
     """The main job, as a newcomer runs it."""
@@ -54,23 +69,6 @@ def test_demo_shows_one_flat_curve_and_three_that_learn(tmp_path, monkeypatch, c
     assert len(losses) == 3
     assert max(losses.values()) < 0.2
     assert main(["demo"]) == 0  # everything is there already
-
-
-SMALL = Recipe(model="plain9", width=4, data="digits", limit=96, epochs=2, batch_size=32, lr=0.05)
-
-
-def jobs(runs, *recipes: Recipe) -> list[Job]:
-    return [Job(recipe, 0, prepare(recipe, seed=0, runs=runs, study="test").folder) for recipe in recipes]
-
-
-@pytest.mark.slow
-def test_records_come_in_the_order_of_the_jobs(tmp_path):
-    recipes = [replace(SMALL, epochs=4), SMALL, replace(SMALL, activation="elu")]
-    records = run_all(jobs(tmp_path, *recipes), runs=tmp_path, study="test", workers=2)
-    assert [(record["config"]["activation"], record["config"]["epochs"]) for record in records] == [
-        ("mpelu", 4), ("mpelu", 2), ("elu", 2),
-    ]  # fmt: skip
-    assert {record["environment"]["threads"] for record in records} == {1}
 
 
 @pytest.mark.slow

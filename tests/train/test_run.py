@@ -179,13 +179,13 @@ def test_gradient_that_is_not_finite_stops_before_the_step(small, tmp_path, monk
     original = run_module.build
 
     def build_with_bad_gradient(*arguments, **options):
-        net = original(*arguments, **options)
+        net, plan = original(*arguments, **options)
         net.fc1.weight.register_hook(lambda gradient: gradient * math.nan)
-        return net
+        return net, plan
 
     monkeypatch.setattr(run_module, "build", build_with_bad_gradient)
     prepared = prepare(small, seed=1, runs=tmp_path)
-    before = original(prepared.recipe, prepared.dataset, seed=1).state_dict()
+    before = original(prepared.recipe, prepared.dataset, seed=1)[0].state_dict()
     record = run(prepared, device="cpu")
     assert record["reason"] == ("the gradient of fc1.weight is not finite at step 1, before the optimizer used it")
     weights = safetensors.torch.load_file(prepared.folder / "weights.safetensors")
@@ -343,3 +343,32 @@ def test_evaluation_finds_the_recorded_error(small, tmp_path):
     assert last.test_loss == pytest.approx(record["last"]["test_loss"], rel=1e-5)
     assert (last.epoch, best.epoch) == (3, record["best"]["epoch"])
     assert best.test_error_percent == record["best"]["test_error_percent"]
+
+
+@pytest.mark.parametrize("activation", ["elu", "relu", "prelu", "mpelu"])
+def test_tailored_run_continues_and_is_tested_as_it_was_trained(small, tmp_path, activation):
+    """Tailoring changes modules (ELU is wrapped, ReLU becomes leaky): who loads the weights has to change them too."""
+    recipe = replace(small, activation=activation, init="tailored", batch_norm=False, dropout=None, epochs=2)
+    folder = prepare(recipe, seed=0, runs=tmp_path).folder
+    record = run(prepare(recipe, seed=0, runs=tmp_path), device="cpu")
+    assert record["outcome"] == "finished"
+    assert evaluate(folder).test_error_percent == pytest.approx(record["last"]["test_error_percent"])
+
+    def stop(step: int, _: object) -> None:
+        if step == 4:
+            raise StoppedError(signal.SIGTERM, "stopped")
+
+    with pytest.raises(StoppedError):
+        run(prepare(recipe, seed=0, runs=tmp_path / "killed"), device="cpu", on_step=stop)
+    again = run(prepare(recipe, seed=0, runs=tmp_path / "killed"), device="cpu")
+    assert again["state_sha256"] == record["state_sha256"]
+
+
+def test_tailored_rates_reach_the_optimizer(small, tmp_path):
+    from mpelu.train.run import build
+
+    recipe = replace(small, model="plain100", init="tailored", batch_norm=False)
+    prepared = prepare(recipe, seed=0, runs=tmp_path)
+    net, plan = build(prepared.recipe, prepared.dataset, seed=0)
+    assert plan is not None
+    assert set(plan.lr_multipliers) == {name for name, _ in net.named_parameters() if name.endswith("beta")}

@@ -1,0 +1,349 @@
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from mpelu.init.fold import fold
+from mpelu.init.transform import Transformed, tailored
+from mpelu.nn import MPELU
+from tests.cases import normal
+
+
+def unit(activation: nn.Module | None = None) -> Transformed:
+    return tailored(activation or nn.GELU(), 10)
+
+
+class Residual(nn.Module):
+    def __init__(self, activation: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.first, self.act1 = nn.Linear(8, 8), unit(activation())
+        self.second, self.act2 = nn.Linear(8, 8), unit(activation())
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act1(self.first(x))
+        return self.head(x + self.act2(self.second(x)))
+
+
+class Shared(nn.Module):
+    """One wrapper used three times, one linear layer used twice before it and one twice behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.head, self.act = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3), unit()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.first(x))
+        x = self.act(self.again(x))
+        return self.head(x) + self.head(self.act(self.again(x)))
+
+
+class WeightUsedTwice(nn.Module):
+    """A linear layer that one wrapper and something else feed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.again, self.head = nn.Linear(8, 8), unit(), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.again(self.act(self.first(x))).relu() + self.again(x))
+
+
+class Branches(nn.Module):
+    """One wrapper with five readers, through views; two wrappers that end in a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.act = nn.Linear(8, 8), unit()
+        self.left, self.act_left = nn.Linear(8, 8), unit()
+        self.right, self.act_right = nn.Linear(8, 8, bias=False), unit()
+        self.points, self.halves = nn.Conv1d(8, 2, 1), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.stem(x))
+        points = self.points(x[..., None]).flatten(1)
+        halves = self.halves(x.view(-1, 4, 2)).flatten(1)
+        return torch.cat([self.act_left(self.left(x)), self.act_right(self.right(x)), points, halves], 1)
+
+
+class ReadBefore(nn.Module):
+    """What feeds the wrapper is read by something else too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.head = nn.Linear(8, 8), unit(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.head(self.act(x)) + x[:, :3]
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    left: dict[str, set[str]]
+    """By the name of a wrapper: which of its numbers stay."""
+
+
+SHIFT = {"output_shift"}
+OUTPUT = {"output_scale", "output_shift"}
+INPUT = {"input_scale", "input_shift"}
+IMAGE = (5, 3, 10, 10)
+
+CASES = [
+    Case(
+        "chain",
+        lambda: nn.Sequential(nn.Linear(8, 6), unit(), nn.Linear(6, 7, bias=False), unit(nn.Tanh()), nn.Linear(7, 3)),
+        (5, 8),
+        {},
+    ),
+    Case(
+        "mpelu",
+        lambda: nn.Sequential(
+            nn.Linear(8, 6), unit(MPELU(6, 1.0, 1.0)), nn.Linear(6, 7), unit(MPELU(1, 1.0, 1.0)), nn.Linear(7, 3)
+        ),
+        (5, 8),
+        {},
+    ),
+    Case("nothing behind", lambda: nn.Sequential(nn.Linear(8, 8), unit()), (5, 8), {"1": OUTPUT}),
+    Case("nothing before", lambda: nn.Sequential(unit(), nn.Linear(8, 8)), (5, 8), {"0": INPUT}),
+    Case(
+        "nothing behind mpelu", lambda: nn.Sequential(nn.Linear(8, 8), unit(MPELU(8, 1.0, 1.0))), (5, 8), {"1": SHIFT}
+    ),
+    Case(
+        "convolutions",
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False),
+            unit(),
+            nn.Conv2d(8, 6, 3, groups=2, stride=2),
+            unit(),
+            nn.Conv2d(6, 8, 3, padding=1),
+            unit(),
+            nn.MaxPool2d(2),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(8, 3),
+        ),
+        IMAGE,
+        {"3": SHIFT},
+    ),
+    Case(
+        "other padding",
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            unit(),
+            nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"),
+            unit(),
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(8, 4, 3),
+            unit(),
+            nn.ZeroPad2d(1),
+            nn.Conv2d(4, 2, 3),
+        ),
+        IMAGE,
+        {"6": OUTPUT},
+    ),
+    Case(
+        "padded pools",
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            unit(),
+            nn.AvgPool2d(3, padding=1),
+            nn.Conv2d(8, 8, 1),
+            unit(),
+            nn.AvgPool2d(3, padding=1, count_include_pad=False),
+            nn.Conv2d(8, 8, 1),
+            unit(),
+            nn.MaxPool2d(3, padding=1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 3),
+        ),
+        (5, 3, 13, 13),
+        {"1": OUTPUT},
+    ),
+    Case(
+        "transposed and dropout",
+        lambda: nn.Sequential(
+            nn.ConvTranspose2d(3, 8, 3, bias=False),
+            unit(),
+            nn.ConvTranspose2d(8, 4, 3, stride=2),
+            unit(),
+            nn.Flatten(),
+            nn.Dropout(0.5),
+            nn.Linear(4 * 25 * 25, 3),
+        ),
+        IMAGE,
+        {"1": SHIFT, "3": SHIFT},
+    ),
+    Case(
+        "norms",
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 3, bias=False),
+            nn.BatchNorm2d(8),
+            unit(),
+            nn.Conv2d(8, 8, 3),
+            unit(),
+            nn.BatchNorm2d(8, affine=False),
+            nn.Conv2d(8, 8, 1),
+            unit(),
+            nn.GroupNorm(2, 8),
+            unit(),
+            nn.Flatten(),
+            nn.LayerNorm(8 * 36, bias=False),
+            unit(),
+            nn.Linear(8 * 36, 3),
+        ),
+        IMAGE,
+        {},
+    ),
+    Case(
+        "norms that cannot take it",
+        lambda: nn.Sequential(
+            nn.Linear(8, 8),
+            unit(),
+            nn.RMSNorm(8),
+            nn.Linear(8, 8),
+            nn.LayerNorm(8, elementwise_affine=False),
+            unit(),
+            nn.Linear(8, 3),
+        ),
+        (5, 8),
+        {"1": OUTPUT, "5": INPUT},
+    ),
+    Case("sum", lambda: Residual(nn.GELU), (5, 8), {"act1": OUTPUT, "act2": OUTPUT}),
+    Case("sum of mpelus", lambda: Residual(lambda: MPELU(8, 1.0, 1.0)), (5, 8), {"act1": SHIFT, "act2": SHIFT}),
+    Case("shared", Shared, (5, 8), {}),
+    Case("weight used twice", WeightUsedTwice, (5, 8), {"act": OUTPUT}),
+    Case("branches", Branches, (5, 8), {"act_left": OUTPUT, "act_right": OUTPUT}),
+    Case("input read by another", ReadBefore, (5, 8), {"act": INPUT}),
+    Case(
+        "weight normalization",
+        lambda: nn.Sequential(nn.Linear(8, 8), unit(), weight_norm(nn.Linear(8, 8)), unit(), nn.Linear(8, 3)),
+        (5, 8),
+        {"1": OUTPUT, "3": INPUT},
+    ),
+]
+over_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def stirred(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Give all parameters and statistics values that no default has."""
+    generator = torch.Generator().manual_seed(3)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm | nn.RMSNorm):
+            for parameter in module.parameters():
+                nn.init.normal_(parameter, 1.0, 0.2, generator=generator)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, generator=generator)
+            nn.init.uniform_(module.running_var, 0.5, 2.0, generator=generator)
+    return model.to(dtype)
+
+
+def output(model: nn.Module, x: Tensor, *, training: bool) -> Tensor:
+    model = copy.deepcopy(model).train(training)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # for dropout
+        return model(x).detach()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-12), (torch.float32, 1e-5)],  # a few roundings, each magnified by s |d| < 3
+    ids=["float64", "float32"],
+)
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@over_cases
+def test_the_folded_net_computes_the_same(case, training, dtype, tolerance):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = stirred(case.build(), dtype)
+    x = normal(*case.shape, dtype=dtype)
+    folded = copy.deepcopy(model).train(training)
+    fold(folded, x)
+    expected = output(model, x, training=training)
+    deviation = (output(folded, x, training=training) - expected).abs().max() / expected.abs().max()
+    assert deviation <= tolerance
+    assert folded.training == training
+    assert all(parameter.requires_grad and parameter.dtype == dtype for parameter in folded.parameters())
+
+
+@over_cases
+def test_what_stays_is_reported_with_a_reason(case):
+    model = case.build()
+    wrappers = {name for name, module in model.named_modules() if isinstance(module, Transformed)}
+    report = fold(model, normal(*case.shape, dtype=torch.float32))
+    assert {row.name: set(row.kept) for row in report.rows} == {name: case.left.get(name, set()) for name in wrappers}
+    assert {name for name, module in model.named_modules() if isinstance(module, Transformed)} == set(case.left)
+    assert report.complete == (not case.left)
+    for name in case.left:
+        assert name in str(report)
+    assert all(reason for row in report.rows for reason in row.kept.values())
+
+
+def test_folding_twice_changes_nothing_more():
+    x = normal(5, 3, 10, 10)
+    model = next(case for case in CASES if case.name == "convolutions").build().double()
+    fold(model, x)
+    before = copy.deepcopy(model.state_dict())
+    report = fold(model, x)
+    assert [(row.name, row.folded) for row in report.rows] == [("3", ())]
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_deep_net_in_float32():
+    depth, width = 100, 32
+    generator = torch.Generator().manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layer = nn.Linear(width, width)
+        nn.init.orthogonal_(layer.weight, generator=generator)
+        nn.init.zeros_(layer.bias)
+        layers += [layer, tailored(nn.GELU(), depth)]
+    model = nn.Sequential(*layers, nn.Linear(width, 10))
+    x = normal(64, width, dtype=torch.float32)
+    expected = output(copy.deepcopy(model).double(), x.double(), training=False)
+    assert fold(model, x).complete
+    # 100 layers round to 6e-8 each, magnified by s |d| = 4.7
+    assert (output(model, x, training=False) - expected).abs().max() <= 3e-5 * expected.abs().max()
+
+
+def test_mpelu_takes_the_scales_so_that_the_weights_keep_their_size():
+    layer = nn.Linear(8, 8)
+    model = nn.Sequential(layer, tailored(MPELU(8, 1.0, 1.0), 100), nn.Linear(8, 8))
+    before = [model[0].weight.norm().item(), model[2].weight.norm().item()]
+    fold(model, torch.zeros(1, 8))
+    after = [model[0].weight.norm().item(), model[2].weight.norm().item()]
+    assert after == pytest.approx(before, rel=0.2)
+    gelu = nn.Sequential(nn.Linear(8, 8), tailored(nn.GELU(), 100), nn.Linear(8, 8))
+    norm = gelu[0].weight.norm().item()
+    fold(gelu, torch.zeros(1, 8))
+    assert gelu[0].weight.norm().item() < 0.1 * norm
+
+
+def test_a_wrapper_inside_of_another_function_stays():
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.act, self.head = nn.Linear(8, 8), unit(), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(2 * self.act(self.first(x)) + 1)
+
+    model = Doubled()
+    report = fold(model, torch.zeros(1, 8))
+    assert isinstance(model.act, Transformed)
+    assert set(report.rows[0].kept) == INPUT | OUTPUT
+    assert "alone" in str(report)
+
+
+def test_a_net_without_wrappers():
+    report = fold(nn.Sequential(nn.Linear(8, 8), nn.GELU()), torch.zeros(1, 8))
+    assert report.complete
+    assert str(report) == "no wrappers"
