@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from mpelu.errors import UsageError
 from mpelu.ops import dispatch, reference
@@ -55,7 +55,7 @@ def mpelu(
         >>> mpelu(torch.tensor([[-1.0, 2.0]]), torch.tensor(1.0), torch.tensor(1.0))
         tensor([[-0.6321,  2.0000]])
     """
-    if has_torch_function((x, alpha, beta)):  # a proxy of torch.fx becomes one call of this function
+    if has_torch_function_variadic(x, alpha, beta):  # a proxy of torch.fx becomes one call of this function
         overridden: Tensor = handle_torch_function(mpelu, (x, alpha, beta), x, alpha, beta, save=save, inplace=inplace)
         return overridden
     if not x.is_floating_point():

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mpelu.bench.timing import Row, clock, ratio, setting, take_turns
+from mpelu.bench.timing import Row, clock, passes, take_turns
 from mpelu.nn import MPELU
 from mpelu.ops import reference
 
@@ -101,12 +101,4 @@ def bench(
                     modules[f"compiled {name}"].compile()
                 count = rounds or min(max(9, ELEMENTS // x.numel() // len(modules)), 2000)
                 seconds = take_turns({name: partial(step, module, x, grad) for name, module in modules.items()}, count)
-                yield [
-                    Row("activation", shape, layout, dtype, name, metric, value, **setting())  # type: ignore[arg-type]
-                    for name, times in seconds.items()
-                    for metric, value in (
-                        ("forward ms", 1e3 * min(forward for forward, _ in times)),
-                        ("backward ms", 1e3 * min(backward for _, backward in times)),
-                        ("mpelu / it", ratio(seconds["mpelu"], times)),
-                    )
-                ]
+                yield passes("activation", shape, layout, dtype, seconds)

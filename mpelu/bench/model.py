@@ -1,11 +1,17 @@
-"""Time the training step of whole networks with different activations, and count what autograd keeps."""
+"""Time the training step of whole networks with different activations, and count the memory that it needs."""
 
+import json
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import accumulate
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from mpelu.bench.timing import Row, clock, ratio, setting, take_turns
 from mpelu.models import FAMILIES, create_model, parse_name
@@ -51,6 +57,27 @@ def kept_bytes(model: nn.Module, images: Tensor) -> int:
     return sum(size for address, size in kept.items() if address not in own)
 
 
+def peak_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> int:
+    """Return the most bytes that a training step holds at a time, of those that it allocates itself.
+
+    These are activations, gradients and what operators need for a while; weights, images and the state of the optimizer
+    are there before. torch's profiler records each block that torch's allocator gives out or takes back, so the number
+    is exact and repeats. A CPU has no counter as CUDA devices have, the size of the process depends on what the C
+    library gives back, and a mode that watches every operator would take MPELU off its kernels. Scratch memory that
+    oneDNN allocates by itself is not seen.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler writes to stderr that it starts and stops
+    optimizer.zero_grad()  # the profiler cannot count what was allocated before it started and is freed then
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step(model, optimizer, images, labels)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    blocks = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
+    return max(accumulate(int(size) for _, size in blocks))
+
+
 def bench(
     *,
     networks: Sequence[str] = tuple(NETWORKS),
@@ -68,13 +95,11 @@ def bench(
             activation: network(name, activation).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             for activation in dict.fromkeys(["mpelu", *activations])
         }
-        seconds = take_turns(
-            {
-                activation: partial(step, model, torch.optim.SGD(model.parameters(), lr=1e-3), images, labels)
-                for activation, model in models.items()
-            },
-            rounds,
-        )
+        steps = {
+            activation: (model, torch.optim.SGD(model.parameters(), lr=1e-3), images, labels)
+            for activation, model in models.items()
+        }
+        seconds = take_turns({activation: partial(step, *arguments) for activation, arguments in steps.items()}, rounds)
         yield [
             Row("model", f"{name}, batch {batch}", "channels_last", "float32", activation, metric, value, **setting())  # type: ignore[arg-type]
             for activation, times in seconds.items()
@@ -82,5 +107,6 @@ def bench(
                 ("images/s", batch / min(times)[0]),
                 ("mpelu / it", ratio(seconds["mpelu"], times)),
                 ("kept MB", kept_bytes(models[activation], images) / 1e6),
+                ("peak MB", peak_bytes(*steps[activation]) / 1e6),
             )
         ]

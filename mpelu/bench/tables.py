@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from mpelu.bench.timing import Row
 
+PARTS = ("forward", "backward")
 AGAINST = ("elu", "prelu", "leaky_relu", "relu", "silu", "gelu", "reference", "compiled naive")
 
 
@@ -22,24 +23,45 @@ def activation_table(rows: Sequence[Row]) -> str:
                 f"{shape} {layout} {dtype}",
                 isa,
                 f"{cells:.2f} / {backward:.2f}" if cells is not None and backward is not None else "–",
-                *(_ratio(newest.get((shape, layout, dtype, isa, name, "mpelu / it"))) for name in names),
+                *(_number(newest.get((shape, layout, dtype, isa, name, "mpelu / it")), 2) for name in names),
             ]
         )
     return _markdown(head, body)
 
 
+def compiled_table(rows: Sequence[Row]) -> str:
+    """Return the times of MPELU and ELU under torch.compile, and MPELU's divided by that of ELU and of the formula."""
+    newest = _newest(rows, "compiled")
+    settings = list(dict.fromkeys(key[:4] for key in newest))
+    head = ["block or network, layout, dtype", "isa", "MPELU fwd / bwd ms", "ELU fwd / bwd ms", "/ elu", "/ naive"]
+    body = [
+        [
+            f"{subject}, {layout}, {dtype}",
+            isa,
+            *(
+                " / ".join(f"{newest[(subject, layout, dtype, isa, name, f'{part} ms')]:.1f}" for part in PARTS)
+                for name in ("mpelu", "elu")
+            ),
+            *(_number(newest.get((subject, layout, dtype, isa, name, "mpelu / it")), 2) for name in ("elu", "naive")),
+        ]
+        for subject, layout, dtype, isa in settings
+    ]
+    return _markdown(head, body)
+
+
 def model_table(rows: Sequence[Row]) -> str:
-    """Return images/s and kept memory of each network and activation, and MPELU's time divided by theirs."""
+    """Return images/s and memory of each network and activation, and MPELU's time divided by theirs."""
     newest = _newest(rows, "model")
     keys = list(dict.fromkeys(key[:5] for key in newest))
-    head = ["network", "activation", "images/s", "time of MPELU / it", "kept for backward, MB"]
+    head = ["network", "activation", "images/s", "time of MPELU / it", "kept for backward, MB", "peak of a step, MB"]
     body = [
         [
             key[0],
             key[4],
-            f"{newest[(*key, 'images/s')]:.1f}",
-            _ratio(newest.get((*key, "mpelu / it"))),
-            f"{newest[(*key, 'kept MB')]:.1f}",
+            _number(newest.get((*key, "images/s")), 1),
+            _number(newest.get((*key, "mpelu / it")), 2),
+            _number(newest.get((*key, "kept MB")), 1),
+            _number(newest.get((*key, "peak MB")), 1),
         ]
         for key in keys
     ]
@@ -55,8 +77,8 @@ def _newest(rows: Sequence[Row], benchmark: str) -> dict[tuple[str, ...], float]
     }
 
 
-def _ratio(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

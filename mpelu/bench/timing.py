@@ -29,7 +29,7 @@ WARM_UP_ROUNDS = 2
 class Row:
     """One number with what it depends on."""
 
-    benchmark: str  # "activation" or "model"
+    benchmark: str  # "activation", "compiled" or "model"
     subject: str  # the shape, or the network and the batch
     layout: str
     dtype: str
@@ -77,6 +77,21 @@ def take_turns(
 def ratio(ours: Sequence[tuple[float, ...]], theirs: Sequence[tuple[float, ...]]) -> float:
     """Return the median over rounds of our time divided by theirs."""
     return statistics.median(sum(a) / sum(b) for a, b in zip(ours, theirs, strict=True))
+
+
+def passes(
+    benchmark: str, subject: str, layout: str, dtype: str, seconds: Mapping[str, Sequence[tuple[float, ...]]]
+) -> list[Row]:
+    """Return three rows for each candidate: its forward and its backward pass, and the ratio of mpelu's time to its."""
+    return [
+        Row(benchmark, subject, layout, dtype, name, metric, value, **setting())  # type: ignore[arg-type]
+        for name, times in seconds.items()
+        for metric, value in (
+            ("forward ms", 1e3 * min(forward for forward, _ in times)),
+            ("backward ms", 1e3 * min(backward for _, backward in times)),
+            ("mpelu / it", ratio(seconds["mpelu"], times)),
+        )
+    ]
 
 
 clock = time.thread_time

@@ -123,10 +123,9 @@ class Choices:
                     graph=self._graph,
                 )
             )
-        of_trunk = share and wishes.residual == "scale" and use.branch
-        self.targets[use.weight] = (
-            Target(target, use.branch.start, 1 / use.branch.length) if of_trunk else Target(target)
-        )
+        self.targets[use.weight] = Target(target)
+        if share and use.branch is not None and wishes.residual == "scale":
+            self.targets[use.weight] = Target(target, use.branch.start, 1 / use.branch.length)
         self._chosen[use.weight] = choice
         found = self._signal(use, choice, use.node, reads, reached)
         self._note(use, choice, found, reads)

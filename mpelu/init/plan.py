@@ -68,9 +68,16 @@ def plan(
     - ``lsuv``: orthonormal, then each layer scaled to unit second moment on the example, which has to be a batch of
       data. In one pass for all layers.
 
-    Biases are 0 where no method says otherwise, normalizations start as the identity. Parameters of activations,
-    embeddings, attention and recurrent layers, and those that are used as values, are left as they are; their rows say
-    so.
+    ``tailored`` is what :func:`mpelu.tailor` writes: ``second_moment`` with orthogonal weights, calibrated on noise.
+
+    Biases are 0 where no method says otherwise, normalizations start as the identity, with fresh running statistics.
+    Parameters of activations, embeddings, attention and recurrent layers, and those that are used as values, are left
+    as they are, and so are weights that the model computes, but for parametrizations that take the values which they
+    are given (weight normalization); their rows say so. A weight that is read several times is set for its first call.
+
+    A model on the meta device is planned like any other, without calibration, and the plan applied behind
+    ``to_empty``; a sharded model is planned before ``fully_shard``, and the plan applied behind it. The weights are the
+    same bits as those of one process.
 
     Args:
         model: Any module; it is read as a run on the example calls it, and not changed.

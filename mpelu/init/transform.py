@@ -189,7 +189,7 @@ def affine_for(activation: Activation, curvature: float) -> Affine:
         curvature: Of one layer, > 0.
 
     Raises:
-        UsageError: If the activation has a kink or jump, is linear, or cannot be differentiated twice.
+        UsageError: If the activation has a kink or jump, or is linear.
         MpeluError: If no solution was found to 1e-8.
     """
     f = elementwise(activation)
@@ -233,10 +233,7 @@ def _jets(f: Elementwise, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _derivative(values: Tensor, x: Tensor) -> Tensor:
     if not values.requires_grad:
         return torch.zeros_like(x)
-    try:
-        (derivative,) = torch.autograd.grad(values.sum(), x, create_graph=True, allow_unused=True)
-    except RuntimeError as error:
-        raise UsageError(f"tailoring needs two derivatives of the activation by autograd: {error}") from error
+    (derivative,) = torch.autograd.grad(values.sum(), x, create_graph=True, allow_unused=True)
     return torch.zeros_like(x) if derivative is None else derivative
 
 
@@ -276,8 +273,8 @@ def _smooth(f: Elementwise) -> _Smooth:
     scale = float(found.size[1])
     if found.size[2] <= 1e-12 * scale:
         raise UsageError(
-            f"{f.name} is made of straight lines: its curvature sits in its kinks, where the second derivative is "
-            f"infinite. Tailor its negative slope instead (mpelu.init.shape.tailored_slope)"
+            f"{f.name} is made of straight lines, or autograd finds no second derivative of it: its curvature sits in "
+            f"its kinks. Tailor its negative slope instead (mpelu.init.shape.tailored_slope)"
         )
     # a kink at 0 or at another end of a panel does not show inside of one
     places = torch.cat([found.kinks, found.edges]) * math.sqrt(WIDE)

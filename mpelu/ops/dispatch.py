@@ -6,23 +6,27 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from mpelu.ops import cpu, fused, output, reference
+from mpelu.ops import cpu, fused, operator, output, reference
 from mpelu.ops.plain import is_plain
 
 
 def apply(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """Compute MPELU: with a kernel where there is one and the tensors are plain, else with the operators of torch.
-
-    torch.compile makes kernels of those by itself, and an exported program has to consist of them.
-    """
+    """Compute MPELU: with a kernel where there is one and the tensors are plain, else with the operators of torch."""
     if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting():
-            return reference.forward(x, alpha, beta)
-        return _call(reference.Traceable, x, alpha, beta)
+        return _traced(x, alpha, beta)
     backend = _backend(x, alpha, beta)
     if backend is not None:
         return fused.apply(backend, x, alpha, beta)
     return _call(reference.Reference, x, alpha, beta)
+
+
+def _traced(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """Compute MPELU as torch.compile wants it or, for an exported program, with the operators of torch alone."""
+    if torch.compiler.is_exporting():
+        return reference.forward(x, alpha, beta)
+    if operator.supports(x):
+        return operator.apply(x, alpha, beta)
+    return _call(reference.Traceable, x, alpha, beta)
 
 
 def apply_keeping_output(x: Tensor, alpha: Tensor, beta: Tensor, *, inplace: bool) -> Tensor:

@@ -46,12 +46,17 @@ def apply(backend: Backend, x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
 
 def readable(x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the tensors as a backend wants them, converted differentiably where they are not so already."""
+    alpha, beta = readable_parameters(x, alpha, beta)
+    return x if x.is_contiguous() else _dense(x), alpha, beta
+
+
+def readable_parameters(x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return alpha and beta as a backend wants them for this x."""
     dtype, channels = reference.compute_dtype(x), alpha.numel()
     if alpha.dtype is not dtype or beta.dtype is not dtype or beta.numel() != channels:
         channels = max(channels, beta.numel())
         alpha, beta = alpha.to(dtype).expand(channels), beta.to(dtype).expand(channels)
     return (
-        x if x.is_contiguous() else _dense(x),
         alpha if alpha.is_contiguous() else alpha.contiguous(),
         beta if beta.is_contiguous() else beta.contiguous(),
     )
@@ -82,6 +87,8 @@ def alike(grad: Tensor, saved: Tensor) -> tuple[Tensor, Tensor]:
     """Return both dense and with the same strides."""
     if not saved.is_contiguous():  # a hook on saved tensors may have changed the layout
         saved = _dense(saved)
+    elif grad.is_contiguous():
+        return grad, saved
     return grad if grad.stride() == saved.stride() else torch.empty_like(saved).copy_(grad), saved
 
 
@@ -103,7 +110,8 @@ class Fused(torch.autograd.Function):
         if torch.is_grad_enabled() or not is_plain(grad, x):
             return None, *reference.backward(grad, x, alpha, beta, wanted=ctx.needs_input_grad[1:])
         grad, x = alike(grad, x)
-        return None, *ctx.backend.backward(grad, x, alpha, beta)
+        grad_x, grad_alpha, grad_beta = ctx.backend.backward(grad, x, alpha, beta)
+        return None, grad_x, grad_alpha, grad_beta
 
 
 # Function.apply would first unwrap what functorch left behind, which is_plain refuses: 7 % of a step at 2048 elements

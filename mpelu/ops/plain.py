@@ -9,21 +9,28 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 
-def is_plain(*tensors: Tensor) -> bool:
+def is_plain(tensor: Tensor, *others: Tensor) -> bool:
     """Return whether these are ordinary dense tensors in one memory, and operators do nothing but compute.
 
     That is the memory of the CPU or of one CUDA device. False for sparse, fake, meta, lazily negated and batched
     tensors and for subclasses that intercept operators, and under functorch transforms, dispatch modes, forward-mode
     differentiation and tracing.
     """
-    device = tensors[0].get_device()  # -1 is the CPU
-    for tensor in tensors:
-        if _dispatch_keys(tensor).raw_repr() not in _ORDINARY or tensor.get_device() != device:
-            return False
+    keys = _dispatch_keys(tensor).raw_repr()
+    if keys in _ON_CPU:
+        for other in others:
+            if _dispatch_keys(other).raw_repr() not in _ON_CPU:
+                return False
+    elif keys not in _ON_CUDA or not all(_is_plain_on(other, tensor.get_device()) for other in others):
+        return False
     return not (_transforms() or _modes() or _is_tracing() or forward_ad._current_level >= 0)
 
 
-def _ordinary_keys(device: str) -> set[int]:
+def _is_plain_on(tensor: Tensor, cuda_device: int) -> bool:
+    return _dispatch_keys(tensor).raw_repr() in _ON_CUDA and tensor.get_device() == cuda_device
+
+
+def _ordinary_keys(device: str) -> frozenset[int]:
     """Return the keys of the tensors between whose operators and memory nothing stands but autograd and autocast."""
 
     def keys(*names: str) -> Any:
@@ -31,7 +38,7 @@ def _ordinary_keys(device: str) -> set[int]:
 
     inference_tensor = keys(device, f"Autocast{device}")
     tensor = inference_tensor | keys(f"Autograd{device}", "ADInplaceOrView")
-    return {inference_tensor.raw_repr(), tensor.raw_repr()}
+    return frozenset((inference_tensor.raw_repr(), tensor.raw_repr()))
 
 
 # Torch has no public names for these. In a release that lacks one of them, no tensor is plain.
@@ -41,8 +48,8 @@ try:
     _modes = torch._C._len_torch_dispatch_stack
     _is_tracing = torch._C._is_tracing
     forward_ad._current_level  # noqa: B018
-    _ORDINARY = _ordinary_keys("CPU") | _ordinary_keys("CUDA")
+    _ON_CPU, _ON_CUDA = _ordinary_keys("CPU"), _ordinary_keys("CUDA")
 except AttributeError:
 
-    def is_plain(*tensors: Tensor) -> bool:  # noqa: ARG001
+    def is_plain(tensor: Tensor, *others: Tensor) -> bool:  # noqa: ARG001
         return False

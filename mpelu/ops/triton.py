@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mpelu.ops import reference
 from mpelu.ops.fused import channel_stride
 
 _DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
@@ -23,8 +22,11 @@ _DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
 _OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}  # Triton 3.10 changes the default of the latter
 _FORWARD_BYTES, _BACKWARD_BYTES = 8192, 4096
 """What a program reads of x at a time: 4 and 2 loads of 16 bytes for each of its 128 threads. Not measured on a GPU."""
-_NARROWEST = 64
-"""The columns of the narrowest tile where a matrix has as many: 128 bytes, a cache line, of half types."""
+_NARROWEST_PLANES, _NARROWEST_ROWS = 64, 128
+"""The columns of the narrowest tile where a matrix has as many: 128 bytes, a cache line, of half types where a plane is
+a row. Elsewhere as many as there are threads, so that each prepares the parameters of one column: in planes of 7x7, the
+forward pass then has 27 instructions for an element of a half type, and with 64 columns 31.
+"""
 _CHAIN = 8
 """Terms that a lane adds in float32 before the sum goes on in float64. Rounding costs a sum of 8 terms at most
 4 * 2^-24 of itself, if all are equal. float64 is slow on many devices: this way it takes one addition for 8 elements.
@@ -34,11 +36,17 @@ _ENOUGH_PROGRAMS = 1024
 GPU."""
 _PARTIAL_SUMS = 1024
 """What a program of the second stage reads at a time: 8 for each of its 128 threads. Not measured on a GPU."""
+_MANY_SAMPLES = 16
+"""From so many on, the backward pass reads across planes as the forward pass does (see :func:`_plan`). It then writes
+and reads two sums of 8 bytes for each place in the planes of a sample: a third more traffic with 16 samples of a half
+type. With fewer it reads plane by plane, an element at a time, in 57 instructions or more. Not measured on a GPU.
+"""
 
 _PROPAGATE = tl.constexpr(tl.PropagateNan.ALL)
 _LARGEST = tl.constexpr(3.40282347e38)
 _ROUNDER = tl.constexpr(1.5 * 2**23)  # t + rounder - rounder is t rounded to an integer
-_LOG2_E = tl.constexpr(1.44269502)
+_LOG2_E, _LOG2_E_TAIL = tl.constexpr(1.44269502), tl.constexpr(1.92596303e-08)
+_LN2 = tl.constexpr(0.693147182)
 _LN2_HEAD, _LN2_TAIL = tl.constexpr(0.693145752), tl.constexpr(1.42860677e-06)  # n * ln2_head is exact
 
 
@@ -50,38 +58,52 @@ class _Plan(NamedTuple):
     """How many tiles have the same block of parameters."""
     chain: int
     """How many of these a program of the backward pass adds."""
+    partial_sums: tuple[int, int]
+    """How many partial sums the chains give to each channel, and how many places in a plane have one of their own."""
     cut: tuple[int, ...]
-    """What both kernels take: rows, column_units, row_blocks, column_blocks, BY_ROW, ROWS, COLUMNS and UNIT.
+    """What both kernels take: rows, column_units, row_blocks, column_blocks, BY_ROW, ROWS, COLUMNS, UNIT and SPAN.
 
     Columns are counted in units, a constant of the compilation: that is how the compiler learns which elements it can
-    load together.
+    load together. Where the parameters go by columns, so many in a span have the same.
     """
 
 
 @lru_cache(maxsize=4096)
-def _plan(size: int, channels: int, stride: int, capacity: int) -> _Plan:
-    """Cut a dense tensor, where ``stride`` elements in a row have the same parameters, into tiles of that capacity."""
-    by_row = stride > 1 or channels == 1
-    rows, columns = (channels, stride) if by_row else (size // channels, channels)
+def _plan(size: int, channels: int, stride: int, capacity: int, many_samples: int = 1) -> _Plan:
+    """Cut a dense tensor, where ``stride`` elements in a row have the same parameters, into tiles of that capacity.
+
+    Planes whose size accesses of 16 bytes do not fit, such as 7x7, are not cut one by one: a sample is one row of a
+    matrix, whose columns have the parameters of the plane that they lie in.
+    """
+    samples = size // (channels * stride)
+    fits_better = gcd(channels * stride, 16) > gcd(stride, 16) and channels * stride < 2**31
+    by_row = channels == 1 or (stride > 1 and not (fits_better and samples >= many_samples))
+    rows, columns = (channels, stride) if by_row else (samples, channels * stride)
     matrices = size // (rows * columns)
-    widths = [min(_NARROWEST, triton.next_power_of_2(columns))]
-    while by_row and widths[-1] < min(capacity, columns):
-        widths.append(2 * widths[-1])
-
-    def blocks(width: int) -> tuple[int, int, int]:
-        height = min(capacity // width, triton.next_power_of_2(rows))
-        return height, triton.cdiv(rows, height), triton.cdiv(columns, width)
-
-    # the widest of those with the fewest tiles: 56 * 56 columns fill 49 tiles of 64, but three quarters of 4 of 1024
-    width = min(reversed(widths), key=lambda width: blocks(width)[1] * blocks(width)[2])
-    height, row_blocks, column_blocks = blocks(width)
+    height, width = _tile(rows, columns, capacity, by_row=by_row)
+    row_blocks, column_blocks = triton.cdiv(rows, height), triton.cdiv(columns, width)
     parameter_blocks, tiles = (row_blocks, matrices * column_blocks) if by_row else (column_blocks, row_blocks)
     chain = _CHAIN
     while chain > 1 and parameter_blocks * triton.cdiv(tiles, chain) < _ENOUGH_PROGRAMS:
         chain //= 2
+    span = 1 if by_row else stride
     unit = gcd(columns, 16)
-    cut = (rows, columns // unit, row_blocks, column_blocks, by_row, height, width, unit)
-    return _Plan(parameter_blocks, tiles, chain, cut)
+    cut = (rows, columns // unit, row_blocks, column_blocks, by_row, height, width, unit, span)
+    return _Plan(parameter_blocks, tiles, chain, (triton.cdiv(tiles, chain), span), cut)
+
+
+def _tile(rows: int, columns: int, capacity: int, *, by_row: bool) -> tuple[int, int]:
+    """Return rows and columns of the tiles of a matrix: long where the parameters are the same, with little left over.
+
+    Of 56 * 56 columns, 49 tiles of 64 have nothing left over, and 4 tiles of 1024 a quarter.
+    """
+    widths = [min(_NARROWEST_PLANES if by_row else _NARROWEST_ROWS, triton.next_power_of_2(columns))]
+    while widths[-1] < min(capacity, columns):
+        widths.append(2 * widths[-1])
+    tiles = [(min(capacity // width, triton.next_power_of_2(rows)), width) for width in widths]
+    counts = [triton.cdiv(rows, height) * triton.cdiv(columns, width) for height, width in tiles]
+    good = [tile for tile, count in zip(tiles, counts, strict=True) if 16 * count <= 17 * min(counts)]
+    return good[-1] if by_row else good[0]
 
 
 def supports(x: Tensor) -> bool:
@@ -101,29 +123,41 @@ def forward(x: Tensor, alpha: Tensor, beta: Tensor, *, inplace: bool = False) ->
 
 def backward(grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients for x, alpha and beta."""
-    channels = alpha.numel()
-    plan = _plan(x.numel(), channels, channel_stride(x, channels), _BACKWARD_BYTES // x.element_size())
-    splits = triton.cdiv(plan.tiles, plan.chain)
-    grad_x, grad_alpha, grad_beta = torch.empty_like(x), torch.empty_like(alpha), torch.empty_like(beta)
-    partial_sums = torch.empty((2, splits, channels), dtype=torch.float64, device=x.device)
-    width = min(16, triton.next_power_of_2(channels))  # 16 numbers in a row are a cache line
-    with torch.cuda.device_of(x):
-        _backward[(plan.parameter_blocks * splits,)](
-            grad, x, alpha, beta, grad_x, partial_sums, splits, plan.tiles, plan.chain, *plan.cut, **_OPTIONS
-        )
-        _add[(triton.cdiv(channels, width),)](
-            partial_sums, alpha, grad_alpha, grad_beta, splits, channels, _PARTIAL_SUMS // width, width, **_OPTIONS
-        )
-    return grad_x, grad_alpha, grad_beta
+    return _gradients(grad, x, alpha, beta, from_output=False)
 
 
 def backward_from_output(grad: Tensor, y: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients for x, alpha and beta where alpha * beta > 0; there is no kernel for it yet."""
-    grad_x, grad_alpha, grad_beta = reference.backward_from_output(grad, y, alpha, beta)
-    assert grad_x is not None
-    assert grad_alpha is not None
-    assert grad_beta is not None
+    """Return the gradients for x, alpha and beta where alpha * beta > 0."""
+    return _gradients(grad, y, alpha, beta, from_output=True)
+
+
+def _gradients(
+    grad: Tensor, saved: Tensor, alpha: Tensor, beta: Tensor, *, from_output: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    channels, capacity = alpha.numel(), _BACKWARD_BYTES // saved.element_size()
+    plan = _plan(saved.numel(), channels, channel_stride(saved, channels), capacity, _MANY_SAMPLES)
+    splits, span = plan.partial_sums
+    grad_x, grad_alpha, grad_beta = torch.empty_like(saved), torch.empty_like(alpha), torch.empty_like(beta)
+    partial_sums = torch.empty((2, splits, channels, span), dtype=torch.float64, device=saved.device)
+    block = _second_stage(channels, span)
+    with torch.cuda.device_of(saved):
+        _backward[(plan.parameter_blocks * splits,)](
+            grad, saved, alpha, beta, grad_x, partial_sums, splits, plan.tiles, plan.chain, *plan.cut, from_output,
+            **_OPTIONS,
+        )  # fmt: skip
+        _add[(triton.cdiv(channels, block[1]),)](
+            partial_sums, alpha, beta, grad_alpha, grad_beta, splits, channels, span, from_output, *block, **_OPTIONS
+        )
     return grad_x, grad_alpha, grad_beta
+
+
+def _second_stage(channels: int, span: int) -> tuple[int, int, int]:
+    """Return how many splits, channels and places of a span a program of the second stage reads at a time."""
+    if span > 1:
+        width = min(_PARTIAL_SUMS, triton.next_power_of_2(span))
+        return _PARTIAL_SUMS // width, 1, width
+    width = min(16, triton.next_power_of_2(channels))  # 16 numbers in a row are a cache line
+    return _PARTIAL_SUMS // width, width, 1
 
 
 @triton.jit
@@ -140,6 +174,7 @@ def _forward(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     UNIT: tl.constexpr,
+    SPAN: tl.constexpr,
 ):
     columns = tl.cast(column_units, tl.int64) * UNIT
     program = tl.program_id(0)
@@ -147,7 +182,7 @@ def _forward(
     matrix = (block // row_blocks).to(tl.int64)
     row = (block % row_blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = (program % column_blocks).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-    alpha, beta, floor = _parameters(alpha_ptr, beta_ptr, row, rows, column, columns, BY_ROW, x_ptr.dtype.element_ty)
+    alpha, beta, floor = _parameters(alpha_ptr, beta_ptr, row, rows, column, columns, BY_ROW, SPAN)
 
     offsets = (matrix * rows + row)[:, None] * columns + column[None, :]
     inside = (row < rows)[:, None] & (column < columns)[None, :]
@@ -160,7 +195,7 @@ def _forward(
 @triton.jit
 def _backward(
     grad_ptr,
-    x_ptr,
+    saved_ptr,
     alpha_ptr,
     beta_ptr,
     grad_x_ptr,
@@ -176,10 +211,13 @@ def _backward(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     UNIT: tl.constexpr,
+    SPAN: tl.constexpr,
+    FROM_OUTPUT: tl.constexpr,
 ):
     """Compute the gradient for x in a chain of tiles with the same parameters, and one partial sum for each of those.
 
-    The sum of grad * x * exp(beta x) is multiplied by alpha in the second stage.
+    What is saved is x, or y. The second stage multiplies the sum of grad * x * exp(beta x) by alpha; given y, it is the
+    sum of grad * (beta x) * exp(beta x), and the second stage also divides by beta.
     """
     columns = tl.cast(column_units, tl.int64) * UNIT
     program = tl.program_id(0)
@@ -195,7 +233,7 @@ def _backward(
         row = first.to(tl.int64) * ROWS + tl.arange(0, ROWS)
         start = (program % parameter_blocks).to(tl.int64) * COLUMNS
     column = start + tl.arange(0, COLUMNS)
-    alpha, beta, floor = _parameters(alpha_ptr, beta_ptr, row, rows, column, columns, BY_ROW, x_ptr.dtype.element_ty)
+    alpha, beta, floor = _parameters(alpha_ptr, beta_ptr, row, rows, column, columns, BY_ROW, SPAN)
     slope = alpha * beta
     slope_error = tl.fma(alpha, beta, -slope)
 
@@ -205,21 +243,25 @@ def _backward(
         column = start + tl.arange(0, COLUMNS)
         offsets = (matrix * rows + row)[:, None] * columns + column[None, :]
         inside = (row < rows)[:, None] & (column < columns)[None, :]
-        stored_x = tl.load(x_ptr + offsets, inside, 0.0)
-        x = stored_x.to(tl.float32)
+        stored = tl.load(saved_ptr + offsets, inside, 0.0)
+        saved = stored.to(tl.float32)
         grad = tl.load(grad_ptr + offsets, inside, 0.0).to(tl.float32)
 
-        positive = x > 0
-        bounded = tl.minimum(tl.maximum(x, floor, _PROPAGATE), 0.0, _PROPAGATE)
-        exp, expm1 = _exponential(bounded, beta, stored_x.dtype)
+        positive = saved > 0
+        negative = tl.minimum(saved, 0.0, _PROPAGATE)
+        if FROM_OUTPUT:
+            factor, exp, expm1 = _inverted(negative, alpha)
+        else:
+            factor = tl.maximum(negative, floor, _PROPAGATE)
+            exp, expm1 = _exponential(factor, beta, stored.dtype)
         grad_negative = tl.where(positive, 0.0, grad)  # infinity times 0 would be NaN
         sum_alpha = tl.fma(grad_negative, expm1, sum_alpha)
-        sum_beta = tl.fma(grad_negative * exp, bounded, sum_beta)
+        sum_beta = tl.fma(grad_negative * exp, factor, sum_beta)
         weight = exp * slope
-        if stored_x.dtype == tl.float32:  # without the rounding of alpha * beta: 2.4 ulp instead of 2.65
+        if stored.dtype == tl.float32:  # without the rounding of alpha * beta: 2.3 ulp instead of 3.1
             weight = tl.fma(exp, slope, tl.minimum(exp, _LARGEST) * slope_error)
         grad_x = tl.where(positive, grad, grad * weight)
-        tl.store(grad_x_ptr + offsets, grad_x.to(stored_x.dtype), inside)
+        tl.store(grad_x_ptr + offsets, grad_x.to(stored.dtype), inside)
 
         if BY_ROW:  # the tiles go on from the last column to the next matrix
             start += COLUMNS
@@ -245,52 +287,68 @@ def _backward(
 def _add(
     partial_ptr,
     alpha_ptr,
+    beta_ptr,
     grad_alpha_ptr,
     grad_beta_ptr,
     splits,
     channels,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    span,
+    FROM_OUTPUT: tl.constexpr,
+    SPLITS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    SPAN: tl.constexpr,
 ):
     """Add the partial sums of a block of channels."""
-    channel = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    sum_alpha = tl.zeros((ROWS, COLUMNS), tl.float64)
-    sum_beta = tl.zeros((ROWS, COLUMNS), tl.float64)
-    for first in range(0, splits, ROWS):
-        split = first + tl.arange(0, ROWS)
-        offsets = split.to(tl.int64)[:, None] * channels + channel[None, :]
-        inside = (split < splits)[:, None] & (channel < channels)[None, :]
-        sum_alpha += tl.load(partial_ptr + offsets, inside, 0.0)
-        sum_beta += tl.load(partial_ptr + tl.cast(splits, tl.int64) * channels + offsets, inside, 0.0)
-    alpha = tl.load(alpha_ptr + channel, channel < channels, 0.0)
-    tl.store(grad_alpha_ptr + channel, tl.sum(sum_alpha, 0).to(tl.float32), channel < channels)
-    tl.store(grad_beta_ptr + channel, (alpha * tl.sum(sum_beta, 0)).to(tl.float32), channel < channels)
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    sum_alpha = tl.zeros((SPLITS, CHANNELS, SPAN), tl.float64)
+    sum_beta = tl.zeros((SPLITS, CHANNELS, SPAN), tl.float64)
+    for first_split in range(0, splits, SPLITS):
+        split = first_split + tl.arange(0, SPLITS)
+        rows = split.to(tl.int64)[:, None] * channels + channel[None, :]
+        inside_rows = (split < splits)[:, None] & (channel < channels)[None, :]
+        for first in range(0, span, SPAN):
+            place = first + tl.arange(0, SPAN)
+            offsets = rows[:, :, None] * span + place[None, None, :]
+            inside = inside_rows[:, :, None] & (place < span)[None, None, :]
+            sum_alpha += tl.load(partial_ptr + offsets, inside, 0.0)
+            sum_beta += tl.load(partial_ptr + tl.cast(splits, tl.int64) * channels * span + offsets, inside, 0.0)
+    factor = tl.load(alpha_ptr + channel, channel < channels, 0.0).to(tl.float64)
+    if FROM_OUTPUT:
+        factor /= tl.load(beta_ptr + channel, channel < channels, 1.0)
+    grad_alpha = tl.sum(tl.sum(sum_alpha, 2), 0)
+    grad_beta = factor * tl.sum(tl.sum(sum_beta, 2), 0)
+    tl.store(grad_alpha_ptr + channel, grad_alpha.to(tl.float32), channel < channels)
+    tl.store(grad_beta_ptr + channel, grad_beta.to(tl.float32), channel < channels)
 
 
 @triton.jit
-def _parameters(alpha_ptr, beta_ptr, row, rows, column, columns, BY_ROW: tl.constexpr, dtype: tl.constexpr):
+def _parameters(alpha_ptr, beta_ptr, row, rows, column, columns, BY_ROW: tl.constexpr, SPAN: tl.constexpr):
     """Return alpha, beta and the smallest x to compute with, in the shape that a tile takes them.
 
-    From -inf there would be NaN: 0 * -inf. At the bound, exp is 0 as :func:`_exponential` computes it: the polynomial
-    has no subnormal numbers. For beta < 0, it is infinite.
+    From -inf there would be NaN: 0 * -inf. At the bound, exp is 0 as :func:`_exponential` computes it, which has no
+    subnormal numbers. For beta < 0, it is infinite.
     """
-    index, end = (row, rows) if BY_ROW else (column, columns)
-    alpha = tl.load(alpha_ptr + index, index < end, 0.0)
-    beta = tl.load(beta_ptr + index, index < end, 0.0)
-    underflow: tl.constexpr = 88.0 if dtype == tl.float32 else 104.0
-    floor = tl.maximum(-tl.where(beta < 0, 89.0, underflow) / tl.abs(beta), -_LARGEST)  # infinite before, if beta is 0
+    if BY_ROW:
+        index, inside = row, row < rows
+    else:
+        index, inside = column if SPAN == 1 else column.to(tl.uint32) // SPAN, column < columns
+    alpha = tl.load(alpha_ptr + index, inside, 0.0)
+    beta = tl.load(beta_ptr + index, inside, 0.0)
+    floor = tl.maximum(-tl.where(beta < 0, 89.0, 88.0) / tl.abs(beta), -_LARGEST)  # infinite before, if beta is 0
     axis: tl.constexpr = 1 if BY_ROW else 0
     return tl.expand_dims(alpha, axis), tl.expand_dims(beta, axis), tl.expand_dims(floor, axis)
 
 
 @triton.jit
 def _exponential(x, beta, dtype: tl.constexpr):
-    """Return exp(beta x) and exp(beta x) - 1, as accurate as results of that dtype need them."""
+    """Return exp(beta x) and exp(beta x) - 1, as accurate as results of that dtype need them.
+
+    With s = 2^n and p = exp(beta x) / s - 1, one polynomial gives both, as s p + s and s p + (s - 1). Where exp(beta x)
+    overflows, n stops short of it and p grows instead: infinity without a NaN.
+    """
     if dtype == tl.float32:
-        # With t = beta x, n = round(t / ln 2), r = t - n ln 2, s = 2^n and p = exp(r) - 1, one polynomial gives both
-        # exp(t) - 1 = s p + (s - 1) and exp(t) = s p + s, which is accurate if the rounding of t is carried along.
+        # n = round(t / ln 2) and r = t - n ln 2 from t = beta x, whose rounding is carried along
         t = beta * x
-        # n stays below the overflow of s, and r grows where exp(t) overflows: infinity without a NaN
         shifted = tl.minimum(tl.fma(t, _LOG2_E, _ROUNDER), _ROUNDER + 127.0)
         n = shifted - _ROUNDER
         head = tl.fma(n, -_LN2_HEAD, t)
@@ -304,17 +362,45 @@ def _exponential(x, beta, dtype: tl.constexpr):
         q = tl.fma(q, r, 0.166666672)
         q = tl.fma(q, r, 0.5)
         p = r + tl.fma(r * r, q, r_tail)
-        # the last bits of shifted are those of the integer n, and n = -127 gives 0
-        s = ((shifted.to(tl.int32, bitcast=True) << 23) + (127 << 23)).to(tl.float32, bitcast=True)
-        return tl.fma(s, p, s), tl.fma(s, p, s - 1.0)
-    else:  # noqa: RET505  # Triton compiles the one or the other
-        # The polynomial above would take longer than the memory. The exponential of the hardware, with an error of
-        # 2^-22.5, is good for half types, but subtracting 1 near 0 enlarges its error: to 2^-21.0 where a polynomial
-        # takes over, (2^t - 1) / t for |t| <= 0.45, minimax in the relative error: 2^-21.7.
-        t = (beta * _LOG2_E) * x
-        exp = tl.exp2(t)
-        q = tl.fma(t, 0.00133335451, 0.00965710636)
-        q = tl.fma(q, t, 0.0555046946)
-        q = tl.fma(q, t, 0.24022454)
-        q = tl.fma(q, t, 0.693147182)
-        return exp, tl.where(tl.abs(t) < 0.45, q * t, exp - 1.0)
+    else:
+        # f = log2(e) beta x - n, rounded only once, as n is an integer. The arithmetic of a device can do this faster
+        # than its memory delivers half types, but not much more.
+        rate = beta * _LOG2_E
+        rate_tail = tl.fma(beta, _LOG2_E, -rate) + beta * _LOG2_E_TAIL
+        shifted = tl.minimum(tl.fma(rate, x, _ROUNDER), _ROUNDER + 127.0)
+        f = tl.fma(rate_tail, x, tl.fma(rate, x, _ROUNDER - shifted))
+        # (2^f - 1) / f for |f| <= 1/2, minimax in the relative error: 2^-25.6
+        q = tl.fma(f, 0.0001540351, 0.00133907364)
+        q = tl.fma(q, f, 0.00961823855)
+        q = tl.fma(q, f, 0.055503577)
+        q = tl.fma(q, f, 0.240226492)
+        q = tl.fma(q, f, 0.693147182)
+        p = q * f
+    # the last bits of shifted are those of the integer n, and n = -127 gives 0
+    s = ((shifted.to(tl.int32, bitcast=True) << 23) + (127 << 23)).to(tl.float32, bitcast=True)
+    return tl.fma(s, p, s), tl.fma(s, p, s - 1.0)
+
+
+@triton.jit
+def _inverted(y, alpha):
+    """Return beta x, exp(beta x) and exp(beta x) - 1 from y = f(x) for x <= 0."""
+    inverse = tl.minimum(tl.maximum(1.0 / alpha, -_LARGEST), _LARGEST)  # wrong, but finite, if alpha is below 2^-128
+    inverse_tail = tl.fma(-inverse, alpha, 1.0) * inverse
+    expm1 = tl.maximum(tl.fma(y, inverse, y * inverse_tail), -1.0, _PROPAGATE)  # rounding may put y below -alpha
+    exp = expm1 + 1.0
+    # exp = 2^n (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)]; about exp = 1, its rounding is not in f
+    bits = exp.to(tl.int32, bitcast=True)
+    n = (bits - 0x3F3504F3) >> 23
+    f = tl.where(n == 0, expm1, (bits - (n << 23)).to(tl.float32, bitcast=True) - 1.0)
+    # (log(1 + f) - f) / f^2, minimax in the relative error of the logarithm: 2^-30.3
+    q = tl.fma(f, 0.0674664304, -0.116756566)
+    q = tl.fma(q, f, 0.118881635)
+    q = tl.fma(q, f, -0.124055885)
+    q = tl.fma(q, f, 0.142195523)
+    q = tl.fma(q, f, -0.166679963)
+    q = tl.fma(q, f, 0.200021192)
+    q = tl.fma(q, f, -0.250000089)
+    q = tl.fma(q, f, 0.333333135)
+    q = tl.fma(q, f, -0.5)
+    log = tl.fma(n.to(tl.float32), _LN2, tl.fma(f * f, q, f))
+    return log, exp, expm1  # where exp is 0, the logarithm is finite

@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from mpelu.bench import activation, model, tables, timing
+from mpelu.bench import activation, compiled, model, tables, timing
 from mpelu.cli import main
 from mpelu.errors import DataError, UsageError
 
@@ -60,6 +62,55 @@ def test_table_shows_the_newest_value_of_each_setting():
     )
 
 
+def test_table_of_networks_has_a_dash_where_a_number_is_missing():
+    """Rows of before there was a peak."""
+    fields = {"benchmark": "model", "subject": "net, batch 4"}
+    rows = [
+        row("mpelu", "images/s", 40.0, **fields),
+        row("mpelu", "kept MB", 3.0, **fields),
+        row("relu", "images/s", 50.0, **fields),
+        row("relu", "peak MB", 2.5, **fields),
+    ]
+    assert tables.model_table(rows).splitlines()[2:] == [
+        "| net, batch 4 | mpelu | 40.0 | – | 3.0 | – |",
+        "| net, batch 4 | relu | 50.0 | – | – | 2.5 |",
+    ]
+
+
+def test_compiled_bench_times_blocks_and_networks_against_elu_and_the_formula(monkeypatch):
+    """What is timed, without the minutes that it takes to compile it."""
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    monkeypatch.setitem(compiled.NETWORKS, "nopre11", 2)
+    parts = list(compiled.bench(shapes=["2,3,4,4"], dtypes=["float32", "bfloat16"], networks=["nopre11"], rounds=1))
+    settings = [(part[0].subject, part[0].layout, part[0].dtype) for part in parts]
+    assert len(set(settings)) == len(settings) == 2 * 2 * 2 + 2
+    assert ("2,3,4,4, fixed affine", "channels_last", "bfloat16") in settings
+    assert ("nopre11, batch 2", "contiguous", "float32") in settings
+    for part in parts:
+        assert {found.name for found in part} == {"mpelu", "elu", "naive"}
+    table = tables.compiled_table([found for part in parts for found in part])
+    assert table.count("\n") == 2 + len(settings)
+    assert "–" not in table
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_block_is_an_affine_map_mpelu_and_a_residual(learned):
+    block = compiled.Block(activation.PROVIDERS["mpelu"](3, torch.float32), 3, learned=learned)
+    x, residual = torch.randn(2, 2, 3, 4, 4)
+    affine = x * torch.tensor([0.5, 1.0, 1.5]).view(3, 1, 1) + torch.tensor([-0.1, 0.0, 0.1]).view(3, 1, 1)
+    negative = 0.25 * torch.expm1(affine.clamp(max=0))
+    torch.testing.assert_close(block(x, residual), torch.where(affine > 0, affine, negative) + residual)
+    assert {name for name, leaf in block.named_parameters() if leaf.requires_grad} >= {"activation.alpha"}
+    assert block.scale.requires_grad is block.shift.requires_grad is learned
+
+
+def test_documented_table_of_compiled_code_is_made_from_the_results():
+    root = Path(__file__).parents[2]
+    table = tables.compiled_table(timing.read(root / "results" / "benchmarks.csv"))
+    assert table in (root / "docs" / "kernels.md").read_text(encoding="utf-8")
+    assert table.count("\n") > 2
+
+
 def test_activation_bench_gives_every_provider_three_numbers():
     (rows,) = activation.bench(shapes=["8,4"], dtypes=["float32"], rounds=1)
     assert {found.name for found in rows} == set(activation.PROVIDERS)
@@ -91,6 +142,27 @@ def test_in_place_networks_are_the_same_function_and_keep_less():
     inplace.load_state_dict(plain.state_dict())
     torch.testing.assert_close(inplace(images), plain(images))
     assert model.kept_bytes(inplace, images) < 0.9 * model.kept_bytes(plain, images)
+
+
+class Spike(nn.Module):
+    """Needs 40 MB for a moment, of which nothing is kept."""
+
+    def forward(self, x):
+        return x + torch.zeros(10_000_000).sum()
+
+
+def test_peak_is_the_most_that_a_step_holds_at_a_time():
+    images, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    peaks = {}
+    for name, middle in (("plain", nn.Identity()), ("spike", Spike())):
+        net = nn.Sequential(nn.Conv2d(1, 50, 3, padding=1), middle, nn.Flatten(), nn.Linear(3200, 3))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        peaks[name] = [model.peak_bytes(net, optimizer, images, labels) for _ in range(3)]
+        assert len(set(peaks[name])) == 1
+        assert min(peaks[name]) > model.kept_bytes(net, images)
+    gradients_and_maps = 4 * (4 * 3200 * 3 + 3200 * 3 + 50 * 10)
+    assert peaks["plain"][0] < gradients_and_maps
+    assert 40e6 < peaks["spike"][0] < 40e6 + gradients_and_maps
 
 
 def test_commands(capsys, tmp_path):

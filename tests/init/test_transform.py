@@ -110,23 +110,6 @@ def test_an_activation_that_cannot_be_tailored_is_refused(activation):
         tailored(activation, 50)
 
 
-def test_an_activation_without_a_second_derivative_is_refused():
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return torch.tanh(x)
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx, gradient):
-            (x,) = ctx.saved_tensors
-            return gradient * (1 - torch.tanh(x) ** 2)
-
-    with pytest.raises(UsageError, match="needs two derivatives"):
-        tailored(Once.apply, 50)
-
-
 def test_wrong_numbers_are_refused():
     with pytest.raises(UsageError, match="depth must be at least 1, got 0"):
         tailored(nn.GELU(), 0)

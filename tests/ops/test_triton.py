@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpelu.ops import dispatch, fused, reference
+from mpelu.ops import dispatch, fused, output, reference
 
 kernels = pytest.importorskip("mpelu.ops.triton", reason="triton is not installed", exc_type=ImportError)
 
@@ -22,6 +22,10 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LOWEST_EXPONENT = {torch.float32: -126, torch.bfloat16: -126, torch.float16: -14}
 PAIRS = [(1.0, 1.0), (0.25, 1.0), (1.3, 0.7), (-0.6, 3.1)]
+ROUNDED_MOST = (1 + 2.0**-12, 1 + 2.0**-12)
+"""Their product lies halfway between two float32 numbers just above 1: no rounding error is larger than its own."""
+BARS = {torch.float32: (2.0, 2.5), torch.bfloat16: (0.51, 0.51), torch.float16: (0.51, 0.51)}
+"""The errors that y and grad_x may have, in units of the last place."""
 
 on_a_gpu = [
     pytest.mark.gpu,
@@ -57,6 +61,8 @@ LAYOUTS = {
     "L C N": permuted(3, 5, 33, order=(2, 1, 0)),
     "NCHW": torch.empty(3, 5, 9, 11),
     "NCHW, small planes": torch.empty(35, 16, 3, 3),
+    "NCHW, small planes, few samples": torch.empty(5, 16, 7, 7),
+    "NCHW, small planes, several tiles": torch.empty(21, 32, 7, 7),
     "NCHW, aligned planes": torch.empty(9, 3, 8, 8),
     "NCHW, planes of several tiles": torch.empty(2, 3, 65, 67),
     "channels_last": torch.empty(3, 5, 9, 11, memory_format=torch.channels_last),
@@ -70,6 +76,30 @@ def uninitialized_memory_is_nan():
     with np.errstate(all="ignore"):  # numpy is what the interpreter computes with
         yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def casts_of_a_device(monkeypatch):
+    """Let the interpreter convert between float32 and bfloat16 as torch does.
+
+    Its own conversion truncates, and reads most subnormal numbers as 0. A device rounds to the nearest: that the
+    compiled kernels ask for it is tested with their code.
+    """
+    if not INTERPRETED:
+        return
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    theirs = interpreter._convert_float
+
+    def convert(values, source, target, rounding):
+        if (source, target) == (tl.bfloat16, tl.float32):
+            return torch.from_numpy(values.view(np.int16).copy()).view(torch.bfloat16).float().numpy().view(np.uint32)
+        if (source, target) == (tl.float32, tl.bfloat16):
+            return torch.from_numpy(values.copy()).bfloat16().view(torch.int16).numpy().view(np.uint16)
+        return theirs(values, source, target, rounding)
+
+    monkeypatch.setattr(interpreter, "_convert_float", convert)
 
 
 @pytest.fixture
@@ -117,29 +147,46 @@ def exact(x, alpha, beta, grad):
     return y, grad_x, grad_alpha, grad_beta
 
 
-def ulps(actual, wanted):
-    """Return the largest error in units of the last place of the wanted values, where both are finite."""
+def exact_from_output(y, alpha, beta, grad):
+    """Return grad_x and the terms of the two sums in float64, and how far rounding 1 + y / alpha puts each off."""
+    y, grad = y.double(), grad.double()
+    alpha, beta = (
+        p.double().reshape(1, -1, *[1] * (y.dim() - 2)) if p.numel() > 1 else p.double() for p in (alpha, beta)
+    )
+    is_negative, zero = ~(y > 0), torch.zeros_like(y)
+    expm1 = (y.clamp(max=0) / alpha).clamp(min=-1)
+    exponential, log = 1 + expm1, torch.log1p(expm1).clamp(min=-88)
+    rounding = torch.where(exponential > 1, exponential, 0.5) * 2.0**-24
+    grad_x = torch.where(is_negative, grad * alpha * beta * exponential, grad)
+    grad_x_slack = torch.where(is_negative, (grad * alpha * beta).abs() * rounding, zero)
+    grad_alpha = torch.where(is_negative, grad * expm1, zero)
+    grad_beta = torch.where(is_negative, grad * (alpha / beta) * exponential * log, zero)
+    grad_beta_slack = torch.where(
+        is_negative, (grad * (alpha / beta)).abs() * (log.abs() + expm1.abs()) * rounding, zero
+    )
+    return (grad_x, grad_alpha, grad_beta), (grad_x_slack, zero, grad_beta_slack)
+
+
+def ulps(actual, wanted, slack=0.0):
+    """Return the largest error, beyond the slack, in units of the last place of the wanted values that are finite."""
     dtype = actual.dtype
     exponent = torch.frexp(wanted)[1].clamp(min=LOWEST_EXPONENT[dtype] + 1) - 1
     unit = torch.ldexp(torch.full_like(wanted, torch.finfo(dtype).eps), exponent)
-    error = (actual.double() - wanted).abs() / unit
+    error = ((actual.double() - wanted).abs() - slack) / unit
     return error[wanted.isfinite()].max().item()
 
 
-def bars(dtype):
-    """Return the errors that y and grad_x may have, in units of the last place."""
-    if dtype == torch.float32:
-        return 2.0, 2.5
-    # to bfloat16, the interpreter truncates: the error of rounding is up to 1 instead of 1/2
-    return (1.01, 1.01) if INTERPRETED and dtype == torch.bfloat16 else (0.51, 0.51)
-
-
-def assert_sum(actual, terms):
+def assert_sum(actual, terms, slack=None):
     """Compare with the sum over all that has the same parameter: 4 roundings of the sum of the absolute terms."""
-    per_channel = actual.numel() > 1
-    terms = terms.transpose(0, 1).reshape(actual.numel(), -1) if per_channel else terms.reshape(1, -1)
-    error = (actual.double().reshape(-1) - terms.sum(1)).abs()
-    assert (error <= 4 * 2**-24 * terms.abs().sum(1)).all(), error / (2**-24 * terms.abs().sum(1))
+
+    def by_parameter(values):
+        return values.transpose(0, 1).reshape(actual.numel(), -1) if actual.numel() > 1 else values.reshape(1, -1)
+
+    error = (actual.double().reshape(-1) - by_parameter(terms).sum(1)).abs()
+    if slack is not None:
+        error -= by_parameter(slack).sum(1)
+    allowed = 4 * 2**-24 * by_parameter(terms).abs().sum(1)
+    assert (error <= allowed).all(), error / allowed
 
 
 class TestKernels:
@@ -159,7 +206,7 @@ class TestKernels:
         assert y.dtype == grad_x.dtype == dtype
         assert torch.equal(y[x > 0], x[x > 0])
         assert torch.equal(grad_x[x > 0], grad[x > 0])
-        bar_y, bar_grad_x = bars(dtype)
+        bar_y, bar_grad_x = BARS[dtype]
         assert ulps(y, wanted_y) <= bar_y
         assert ulps(grad_x, wanted_grad_x) <= bar_grad_x
         assert_sum(grad_alpha, alpha_terms)
@@ -167,17 +214,28 @@ class TestKernels:
 
     @pytest.mark.parametrize(
         "name",
-        ["vector of several tiles", "N C, chains of tiles", "NCHW, small planes", "NCHW, planes of several tiles"],
+        [
+            "vector of several tiles",
+            "N C, chains of tiles",
+            "NCHW, small planes",
+            "NCHW, small planes, several tiles",
+            "NCHW, planes of several tiles",
+        ],
     )
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
     def test_long_chains_add_the_same(self, long_chains, dtype, name):
         layout = LAYOUTS[name]
         channels = layout.shape[1] if layout.dim() > 1 else 1
-        plan = kernels._plan(layout.numel(), channels, fused.channel_stride(layout, channels), 1024)
-        assert plan.chain == kernels._CHAIN
+        stride = fused.channel_stride(layout, channels)
+        assert kernels._plan(layout.numel(), channels, stride, 1024, kernels._MANY_SAMPLES).chain == kernels._CHAIN
         self.test_agrees_with_float64_in_every_layout(dtype, layout, shared=False)
 
-    @pytest.mark.parametrize(("alpha", "beta"), PAIRS)
+    @pytest.mark.parametrize("name", ["N C, several tiles", "NCHW, small planes, several tiles"])
+    def test_a_second_stage_of_many_steps_adds_the_same(self, monkeypatch, name):
+        monkeypatch.setattr(kernels, "_PARTIAL_SUMS", 16)
+        self.test_agrees_with_float64_in_every_layout(torch.float32, LAYOUTS[name], shared=False)
+
+    @pytest.mark.parametrize(("alpha", "beta"), [*PAIRS, ROUNDED_MOST])
     def test_float32_accuracy(self, alpha, beta):
         generator = torch.Generator().manual_seed(0)
         # evenly and logarithmically spread, as far as exp(beta x) is a normal number
@@ -187,7 +245,7 @@ class TestKernels:
         y, grad_x, *_ = run(x, parameter(alpha), parameter(beta), grad)
         wanted_y, wanted_grad_x, *_ = exact(x, parameter(alpha), parameter(beta), grad)
         normal = wanted_grad_x.abs() >= 2.0**-124  # exp(beta x) has two factors more
-        bar_y, bar_grad_x = bars(torch.float32)
+        bar_y, bar_grad_x = BARS[torch.float32]
         assert ulps(y, wanted_y) <= bar_y
         assert ulps(grad_x[normal], wanted_grad_x[normal]) <= bar_grad_x
 
@@ -195,14 +253,12 @@ class TestKernels:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
     def test_every_half_number_is_rounded_correctly(self, dtype, alpha, beta):
         x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
-        if INTERPRETED and dtype == torch.bfloat16:  # the interpreter reads most subnormal numbers as 0
-            x = x[~(x.abs() < torch.finfo(dtype).tiny) | (x == 0)]
         x = x.to(DEVICE)
         y, grad_x, *_ = run(x, parameter(alpha), parameter(beta), torch.ones_like(x))
         wanted_y, wanted_grad_x, *_ = exact(x, parameter(alpha), parameter(beta), torch.ones_like(x))
         assert torch.equal(y.isnan(), x.isnan())
-        for actual, wanted, bar in zip((y, grad_x), (wanted_y, wanted_grad_x), bars(dtype), strict=True):
-            # exp(beta x) in float32 has no subnormal numbers on a GPU, and for bfloat16 those are in range
+        for actual, wanted, bar in zip((y, grad_x), (wanted_y, wanted_grad_x), BARS[dtype], strict=True):
+            # exp(beta x) has no subnormal numbers, and for bfloat16 those are in range
             tiny = (wanted.abs() < 2.0**-124) & (dtype == torch.bfloat16)
             assert not tiny.any() or actual[tiny].abs().max() <= 2.0**-124
             assert ulps(actual[~tiny], wanted[~tiny]) <= bar
@@ -268,6 +324,29 @@ class TestKernels:
         assert_sum(grad_alpha, alpha_terms)
         assert_sum(grad_beta, beta_terms)
 
+    def test_equal_terms_of_a_large_tensor_do_not_either(self, long_chains, monkeypatch):
+        """A sum of 256 terms in float32 would be off by far more; here every tile is as small as it can be."""
+        monkeypatch.setattr(kernels, "_BACKWARD_BYTES", 64 * 4)
+        x = torch.full((64 * 256,), -0.7, device=DEVICE)
+        grad = torch.full_like(x, 0.1)
+        arguments = x, parameter(0.3), parameter(1.1), grad
+        _, _, grad_alpha, grad_beta = run(*arguments)
+        _, _, alpha_terms, beta_terms = exact(*arguments)
+        assert_sum(grad_alpha, alpha_terms)
+        assert_sum(grad_beta, beta_terms)
+
+    @pytest.mark.parametrize("beta", [0.3, 1.1, 2.0])
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_every_term_of_a_sum_is_exact_enough(self, dtype, beta):
+        """Each is the sum of a channel of its own: errors that grow with beta x cannot hide behind larger terms."""
+        x = torch.linspace(-12, -0.01, 1500)[None].to(DEVICE, dtype)
+        grad = random_like(x, dtype)
+        parameters = spread(0.2, 1.5, 1500), spread(beta, beta, 1500)
+        _, _, grad_alpha, grad_beta = run(x, *parameters, grad)
+        _, _, alpha_terms, beta_terms = exact(x, *parameters, grad)
+        assert_sum(grad_alpha, alpha_terms)
+        assert_sum(grad_beta, beta_terms)
+
     @pytest.mark.parametrize("name", ["N C, several tiles", "NCHW, small planes", "NCHW, planes of several tiles"])
     def test_repeats_bit_by_bit(self, name):
         layout = LAYOUTS[name]
@@ -277,6 +356,76 @@ class TestKernels:
         first = run(*arguments, grad)
         for _ in range(1 if INTERPRETED else 20):
             assert all(torch.equal(*pair) for pair in zip(first, run(*arguments, grad), strict=True))
+
+    @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_from_the_output_in_every_layout(self, dtype, layout):
+        channels = layout.shape[1] if layout.dim() > 1 else 1
+        parameters = spread(0.25, 1.5, channels), spread(2.0, 0.5, channels)
+        self.check_from_output(3 * random_like(layout, dtype), parameters, random_like(layout, dtype, seed=1))
+
+    @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 0.3), (0.3, 2.0), (-0.7, -0.6), (98.0, 0.01)])
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_every_term_from_the_output_is_exact_enough(self, dtype, alpha, beta):
+        x = torch.linspace(-12, -0.001, 1500)[None].to(DEVICE, dtype)
+        parameters = spread(alpha, 1.1 * alpha, 1500), spread(beta, beta, 1500)
+        self.check_from_output(x, parameters, random_like(x, dtype))
+
+    def check_from_output(self, x, parameters, grad):
+        y = kernels.forward(x, *parameters)
+        grad_x, *sums = kernels.backward_from_output(grad, y, *parameters)
+        (wanted, *terms), (slack, *sum_slack) = exact_from_output(y, *parameters, grad)
+        assert grad_x.stride() == x.stride()
+        assert grad_x.dtype == x.dtype
+        assert torch.equal(grad_x[x > 0], grad[x > 0])
+        assert ulps(grad_x, wanted, slack) <= BARS[x.dtype][1]
+        for ours, theirs, rounding in zip(sums, terms, sum_slack, strict=True):
+            assert_sum(ours, theirs, rounding)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_extremes_from_the_output(self, dtype):
+        largest, infinity = torch.finfo(dtype).max, torch.inf
+        # the third has saturated, and rounding has put the fourth below -alpha
+        y = parameter(infinity, largest, -0.5, -0.5 * (1 + torch.finfo(dtype).eps), 0.0, -0.0, dtype=dtype)
+        grad = torch.full_like(y, 3.0)
+        grad_x, grad_alpha, grad_beta = kernels.backward_from_output(grad, y, parameter(0.5), parameter(4.0))
+        assert grad_x.tolist() == [3.0, 3.0, 0.0, 0.0, 6.0, 6.0]  # at 0, alpha * beta = 2
+        assert grad_alpha.item() == -6.0
+        assert grad_beta.item() == 0.0
+
+        with_nan = torch.full((40,), torch.nan, dtype=dtype, device=DEVICE)
+        results = kernels.backward_from_output(torch.ones_like(with_nan), with_nan, parameter(0.5), parameter(2.0))
+        assert all(tensor.isnan().all() for tensor in results)
+
+        y, grad = parameter(1.0, -0.5, 2.0), parameter(infinity, 1.0, torch.nan)
+        _, grad_alpha, grad_beta = kernels.backward_from_output(grad, y, parameter(1.0), parameter(1.0))
+        assert grad_alpha.isfinite()
+        assert grad_beta.isfinite()
+
+    @pytest.mark.parametrize("alpha", [3e-39, 1e-30, 1e30])
+    def test_any_size_of_alpha_from_the_output(self, alpha):
+        parameters = parameter(alpha), parameter(1.0)
+        y, grad = parameter(-0.25, -0.5, -1.0, 0.0) * parameters[0], parameter(1.0, -2.0, 3.0, 1.0)
+        ours = kernels.backward_from_output(grad, y, *parameters)
+        for our, their in zip(ours, reference.backward_from_output(grad, y, *parameters), strict=True):
+            torch.testing.assert_close(our, their, rtol=1e-6, atol=3e-45)  # two of the smallest subnormal numbers
+
+    def test_alpha_without_an_inverse_gives_finite_gradients(self):
+        """1 / 1e-39 is not a float32 number."""
+        y, grad = parameter(-5e-40, 0.0, 1.0), parameter(1.0, 1.0, 1.0)
+        for gradient in kernels.backward_from_output(grad, y, parameter(1e-39), parameter(1.0)):
+            assert gradient.isfinite().all()
+
+    def test_output_instead_of_input_through_autograd(self):
+        x, grad = (random_like(torch.empty(4, 6, 5), torch.float32, seed) for seed in (0, 1))
+        parameters = spread(0.25, 1.5, 6), spread(2.0, 0.5, 6)
+        wanted = run(x, *parameters, grad)
+        for inplace in (False, True):
+            leaves = [tensor.clone().requires_grad_() for tensor in (x, *parameters)]
+            y = output.apply(kernels, leaves[0] * 1, *leaves[1:], inplace=inplace)
+            assert torch.equal(y, wanted[0])
+            for ours, theirs in zip(torch.autograd.grad(y, leaves, grad), wanted[1:], strict=True):
+                torch.testing.assert_close(ours, theirs)
 
     @pytest.mark.parametrize("parameter_dtype", [*DTYPES, torch.float64], ids=str)
     @pytest.mark.parametrize(("alpha_shape", "beta_shape"), [((6,), (6,)), ((), (6,)), ((1,), ())], ids=str)
