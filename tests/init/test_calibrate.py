@@ -66,6 +66,7 @@ def test_auto_keeps_signal_and_gradient(name, network):
     init_plan = initialize(model, example, method="auto", seed=0)
     q, g = signals(model, fresh, seed=10)
     assert 1 <= init_plan.passes <= MAX_PASSES
+    assert [row.second_moment for row in init_plan.weights] == pytest.approx([1.0] * len(init_plan.weights), rel=1e-5)
     assert abs(math.log10(q[-1] / q[0])) <= 0.1
     assert 0.1 <= g[0] / g[-1] <= 10
     assert all(abs(math.log10(value)) <= 0.15 for value in q)

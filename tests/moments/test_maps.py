@@ -85,7 +85,11 @@ def test_a_critical_point_is_a_fixed_point_with_slope_one(activation, q):
     assert point.variance_slope == pytest.approx(growth, rel=1e-12)
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.LeakyReLU(0.3), nn.Identity(), lambda x: x.abs()], ids=str)
+@pytest.mark.parametrize(
+    "activation",
+    [nn.ReLU(), nn.LeakyReLU(0.3), nn.Identity(), lambda x: x.abs()],
+    ids=["ReLU", "LeakyReLU", "Identity", "abs"],
+)
 @pytest.mark.parametrize("q", [1e-3, 1.0, 77.0])
 def test_scale_invariant_activations_need_no_bias_at_any_q(activation, q):
     point = critical_point(activation, second_moment=q)
