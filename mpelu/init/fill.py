@@ -243,7 +243,8 @@ def taylor_normal_(
         UsageError: If the mode is unknown or the tensor has fewer than 2 dimensions.
 
     Example:
-        >>> round(taylor_normal_(torch.empty(256, 64, 3, 3), alpha=1, beta=1).std().item(), 3)
+        >>> weight = taylor_normal_(torch.empty(256, 64, 3, 3), alpha=1, beta=1, generator=generator(0, "weight"))
+        >>> round(weight.std().item(), 3)
         0.042
     """
     std = taylor_gain(alpha * beta) / math.sqrt(fan(tensor, mode, groups))

@@ -47,8 +47,8 @@ def test_a_deep_stack_keeps_its_inputs_apart_and_both_signals(unit):
     depth = 60
     model = mpelus(depth) if unit == "mpelu" else stack(depth, unit)
     tailor(model, torch.zeros(2, WIDTH), seed=0)
-    # leaky units are tailored to a cosine of 0.9, MPELU to tau / (2 + tau) = 0.6, the others to 0.13
-    assert correlation_behind(model) < 0.95
+    # leaky units are tailored to a cosine of 0.7, MPELU to tau / (2 + tau) = 0.6, the others to 0.13
+    assert correlation_behind(model) < 0.8
     first = model[0](normal(64, WIDTH, seed=1, dtype=torch.float32)).detach().requires_grad_()
     last = model[1:](first)
     growth = math.log10(last.detach().square().mean() / first.detach().square().mean())
