@@ -28,8 +28,8 @@ For networks that are no plain stack it composes the maps as the network compose
 """
 
 ETA = 0.7
-"""Correlation behind a stack of leaky units. Zhang et al. take 0.9; with 0.7, 52 and 100 layers learned the digits in 45
-steps instead of 103 (``benchmarks/bench_tailor.py``)."""
+"""Correlation behind a stack of leaky units. Zhang et al. take 0.9; with 0.7, 52 and 100 layers learned the digits in
+45 steps instead of 103 (``benchmarks/bench_tailor.py``)."""
 TAU = 3.0
 """Curvature of a stack of MPELU: depth 100 learned the digits in fewer steps than with 0.3, 1 or 10."""
 TINY = 1e-6
