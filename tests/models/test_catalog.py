@@ -189,9 +189,9 @@ def test_counts_of_the_list(rows):
 def test_counts_of_plain_nets_are_those_of_their_plan(rows, name):
     model = create_model(name)
     total = 0
-    for row in plan(model, torch.zeros(1, *rows[name].image_shape), method="eq22").rows:
+    for row in plan(model, torch.zeros(1, *rows[name].image_shape), method="eq22").weights:
         positions = row.output_shape[1] * row.output_shape[2] if len(row.output_shape) == 3 else 1
-        total += model.get_parameter(row.weight).numel() * positions
+        total += model.get_parameter(row.parameter).numel() * positions
     assert rows[name].multiply_adds == total
     assert rows[name].parameters == sum(parameter.numel() for parameter in model.parameters())
 

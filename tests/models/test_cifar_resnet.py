@@ -57,19 +57,19 @@ def test_convolutions_have_no_bias_and_norms_are_affine():
 
 
 def test_strides_and_shapes():
-    readers = {reader.name: reader for reader in read(create_model("nopre29"), torch.zeros(1, 3, 32, 32))}
+    layers = {node.name: node for node in read(create_model("nopre29"), torch.zeros(2, 3, 32, 32)).weights}
     for stage, (channels, side) in enumerate([(64, 32), (128, 16), (256, 8)], start=1):
         for block in (1, 2, 3):
             name = f"stage{stage}_block{block}"
-            inner = [readers[f"{name}.branch.conv{index}"].output_shape for index in (1, 2, 3)]
+            inner = [layers[f"{name}.branch.conv{index}"].shape[1:] for index in (1, 2, 3)]
             # the stride sits on the first 1x1
             assert inner == [(channels // 4, side, side)] * 2 + [(channels, side, side)]
-            assert (f"{name}.shortcut" in readers) == (block == 1)
-    strides = {name: reader.module.stride for name, reader in readers.items() if isinstance(reader.module, nn.Conv2d)}
+            assert (f"{name}.shortcut" in layers) == (block == 1)
+    strides = {name: node.options["stride"] for name, node in layers.items() if node.op == "conv2d"}
     assert {name for name, stride in strides.items() if stride == (2, 2)} == {
         f"stage{stage}_block1.{layer}" for stage in (2, 3) for layer in ("branch.conv1", "shortcut")
     }
-    assert readers["fc"].output_shape == (10,)
+    assert layers["fc"].shape == (2, 10)
 
 
 @pytest.mark.parametrize("channels", [16, 64])
