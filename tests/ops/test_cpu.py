@@ -183,6 +183,20 @@ def test_every_half_number_is_rounded_correctly(instruction_set, dtype, alpha, b
         assert torch.equal(actual[wanted.isinf()].double(), wanted[wanted.isinf()])
 
 
+@pytest.mark.parametrize(("alpha", "beta"), PAIRS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_single_term_of_every_half_number_is_as_exact_as_a_sum(instruction_set, dtype, alpha, beta):
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    # elsewhere exp(beta x) or x itself leaves the normal numbers of float32
+    x = x[(x < -(2.0**-100)) & ((beta * x.double()).abs() < 80)]
+    parameters = torch.full((len(x),), alpha), torch.full((len(x),), beta)
+    x, grad = x[None], torch.ones_like(x)[None]
+    _, _, grad_alpha, grad_beta = run(x, *parameters, grad)
+    _, _, alpha_terms, beta_terms = exact(x, *parameters, grad)
+    assert_sum(grad_alpha, alpha_terms)
+    assert_sum(grad_beta, beta_terms)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_extremes(instruction_set, dtype):
     largest, infinity, nan = torch.finfo(dtype).max, torch.inf, torch.nan

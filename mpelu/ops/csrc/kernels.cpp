@@ -1,7 +1,7 @@
 // MPELU over contiguous memory, compiled once for each instruction set.
 //
 // With t = beta x, n = round(t / ln 2), r = t - n ln 2, s = 2^n and p = exp(r) - 1, one polynomial gives both
-// exp(t) - 1 = s p + (s - 1) and exp(t) = s p + s.
+// exp(t) - 1 = s p + (s - 1) and exp(t) = s p + s. Half types compute in base 2, where n is subtracted exactly.
 
 #include "kernels.h"
 #include "lanes.h"
@@ -11,12 +11,15 @@ namespace {
 // q(r) = (exp(r) - 1 - r) / r^2 for |r| <= ln(2) / 2, highest power first: minimax in the relative error of exp(r) - 1.
 constexpr float kFloatTerms[] = {0x1.a124f2p-13f, 0x1.6d4324p-10f, 0x1.1110e0p-7f,
                                  0x1.5554eap-5f,  0x1.555556p-3f,  0.5f};                         // 2^-30.9
-constexpr float kHalfTerms[] = {0x1.11d950p-7f, 0x1.56b3eap-5f, 0x1.555526p-3f, 0x1.ffff58p-2f};  // 2^-20.0
-constexpr float kHalfSumTerms[] = {0x1.6d2994p-10f, 0x1.1223fcp-7f, 0x1.555506p-5f, 0x1.5554b6p-3f, 0.5f};  // 2^-25.8
 constexpr double kDoubleTerms[] = {0x1.1f730349868cep-29, 0x1.af4de97ca4194p-26, 0x1.27e4db646b17ep-22,
                                    0x1.71de0231960ebp-19, 0x1.a01a01a6d889cp-16, 0x1.a01a01abe7fe1p-13,
                                    0x1.6c16c16c162d4p-10, 0x1.11111111100dcp-7,  0x1.5555555555556p-5,
                                    0x1.5555555555557p-3,  0.5};  // 2^-60.0
+// (2^f - 1) / f for |f| <= 1/2, likewise. What is only rounded to a half type needs fewer terms than what is summed.
+constexpr float kHalfTerms[] = {0x1.5d6022p-10f, 0x1.3cbc60p-7f, 0x1.c6b2e8p-5f, 0x1.ebfa56p-3f,
+                                0x1.62e42ep-1f};  // 2^-21.1
+constexpr float kHalfSumTerms[] = {0x1.42a342p-13f, 0x1.5ef176p-10f, 0x1.3b2c32p-7f,
+                                   0x1.c6afa4p-5f,  0x1.ebfbdep-3f,  0x1.62e430p-1f};  // 2^-26.2
 
 template <class C>
 struct Constants {
@@ -47,26 +50,37 @@ struct Exponential {
   Lanes<C> exp, expm1;
 };
 
-// What is only rounded to a half type needs fewer terms than what is summed.
+template <class C>
+struct Channel {
+  Lanes<C> alpha, beta, floor, head, tail;
+};
+
+template <class C>
+inline Channel<C> channel_of(C alpha, C beta) {
+  auto [head, tail] = rate_of(beta);
+  return {broadcast(alpha), broadcast(beta), broadcast(floor_of(beta)), broadcast(head), broadcast(tail)};
+}
+
 template <class T, bool summed, class C = Compute<T>>
-inline Exponential<C> exponential(Lanes<C> x, Lanes<C> beta) {
+inline Exponential<C> exponential(Lanes<C> x, Channel<C> channel) {
   using K = Constants<C>;
   using V = Lanes<C>;
-  V t = beta * x;
-  // n stays below the overflow of s, and r grows beyond ln(2) / 2 where exp(t) overflows: infinity without a NaN
-  V shifted = fma(t, broadcast(K::log2_e), broadcast(K::rounder));
-  shifted = min(broadcast(K::rounder + K::largest_power), shifted);
-  V n = shifted - K::rounder;
-  V p;
+  // n stays below the overflow of s, and p grows where exp(t) overflows: infinity without a NaN
+  auto bounded = [](V shifted) { return min(broadcast(K::rounder + K::largest_power), shifted); };
+  V shifted, p;
   if constexpr (sizeof(T) == 2) {
-    V r = fma(n, broadcast(-0x1.62e43p-1f), t);
+    shifted = bounded(fma(x, channel.head, broadcast(K::rounder)));
+    V f = fma(x, channel.tail, fma(x, channel.head, K::rounder - shifted));
     if constexpr (summed)
-      p = fma(r * r, horner(kHalfSumTerms, r), r);
+      p = f * horner(kHalfSumTerms, f);
     else
-      p = fma(r * r, horner(kHalfTerms, r), r);
+      p = f * horner(kHalfTerms, f);
   } else {  // exp keeps its accuracy only if the rounding of beta * x is carried along
+    V t = channel.beta * x;
+    shifted = bounded(fma(t, broadcast(K::log2_e), broadcast(K::rounder)));
+    V n = shifted - K::rounder;
     V head = fma(n, broadcast(-K::ln2_head), t);
-    V tail = fma(n, broadcast(-K::ln2_tail), product_error(beta, x, t));
+    V tail = fma(n, broadcast(-K::ln2_tail), product_error(channel.beta, x, t));
     V r = head + tail;
     V r_tail = (head - r) + tail;
     if constexpr (sizeof(T) == 4)
@@ -78,14 +92,9 @@ inline Exponential<C> exponential(Lanes<C> x, Lanes<C> beta) {
   return {fma(s, p, s), fma(s, p, s - C(1))};
 }
 
-template <class C>
-struct Channel {
-  Lanes<C> alpha, beta, floor;
-};
-
 template <class T, class C>
 inline Lanes<C> activate(Lanes<C> x, Channel<C> channel) {
-  Lanes<C> expm1 = exponential<T, false>(max(channel.floor, x), channel.beta).expm1;
+  Lanes<C> expm1 = exponential<T, false>(max(channel.floor, x), channel).expm1;
   return select(negative(x), channel.alpha * expm1, x);
 }
 
@@ -122,7 +131,7 @@ inline Lanes<C> differentiate(Lanes<C> grad, Lanes<C> x, Channel<C> channel, Sum
     bounded = max(smallest, log1p(expm1, exp) / channel.beta);
   } else {
     bounded = max(channel.floor, x);
-    auto both = exponential<T, true>(bounded, channel.beta);
+    auto both = exponential<T, true>(bounded, channel);
     exp = both.exp;
     expm1 = both.expm1;
   }
@@ -138,7 +147,7 @@ inline Lanes<C> differentiate(Lanes<C> grad, Lanes<C> x, Channel<C> channel, Sum
 
 template <class T, class C = Compute<T>>
 void forward_plane(const T* x, T* y, std::int64_t size, C alpha, C beta) {
-  Channel<C> channel{broadcast(alpha), broadcast(beta), broadcast(floor_of(beta))};
+  Channel<C> channel = channel_of(alpha, beta);
   std::int64_t i = 0;
   for (; i + kLanes<T> <= size; i += kLanes<T>) store(y + i, activate<T>(load(x + i), channel));
   if (int rest = size - i) store(y + i, activate<T>(load(x + i, rest), channel), rest);
@@ -150,7 +159,7 @@ constexpr int kChain = 8;
 
 template <class T, bool from_output, class C = Compute<T>>
 void backward_plane(const T* grad, const T* x, T* grad_x, std::int64_t size, C alpha, C beta, Totals totals) {
-  Channel<C> channel{broadcast(alpha), broadcast(beta), broadcast(floor_of(beta))};
+  Channel<C> channel = channel_of(alpha, beta);
   Doubles total_alpha{}, total_beta{};
   std::int64_t i = 0;
   while (i < size) {
@@ -170,7 +179,8 @@ void backward_plane(const T* grad, const T* x, T* grad_x, std::int64_t size, C a
 
 template <class C>
 inline Channel<C> channel_at(Parameters<C> parameters, std::int64_t i) {
-  return {load(parameters.alpha + i), load(parameters.beta + i), load(parameters.floor + i)};
+  return {load(parameters.alpha + i), load(parameters.beta + i), load(parameters.floor + i), load(parameters.head + i),
+          load(parameters.tail + i)};
 }
 
 // Both walk through memory without a step back. Blocks of 8 rows and one register of columns, whose parameters and sums

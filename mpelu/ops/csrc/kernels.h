@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 struct BFloat16 {
   std::uint16_t bits;
@@ -26,7 +27,7 @@ using Compute = typename Arithmetic<T>::type;
 // The parameters of a row, element by element.
 template <class C>
 struct Parameters {
-  const C *alpha, *beta, *floor;
+  const C *alpha, *beta, *floor, *head, *tail;
 };
 
 // The smallest x to compute with. Below, exp(beta x) counts as 0 (for beta < 0 as infinite), and -inf would give NaN.
@@ -37,6 +38,25 @@ static inline C floor_of(C beta) {
   constexpr C largest = single ? 0x1.fffffep127 : 0x1.fffffffffffffp1023;
   C bound = beta < 0 ? overflow / -beta : underflow / (beta + 0);  // -0 + 0 is 0
   return bound < largest ? -bound : -largest;
+}
+
+// beta log2(e) in two parts. The head has 12 bits, so that its products with numbers of a half type are exact.
+template <class C>
+struct Rate {
+  C head, tail;
+};
+template <class C>
+static inline Rate<C> rate_of(C beta) {
+  double rate = beta * 0x1.71547652b82fep+0;
+  C head = rate;
+  if constexpr (sizeof(C) == sizeof(float)) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &head, sizeof bits);
+    bits &= 0xfffff000;
+    std::memcpy(&head, &bits, sizeof bits);
+    if (head - head != 0) return {beta, 0};  // NaN, or too large: exp(beta x) is 0 or infinite for every x but 0
+  }
+  return {head, static_cast<C>(rate - head)};
 }
 
 struct Totals {

@@ -120,17 +120,19 @@ class Spread {
   std::vector<C> values;
 
  public:
-  Spread(const Rows& rows, const C* alpha, const C* beta) : size(rows.columns + kPadding), values(3 * size) {
+  Spread(const Rows& rows, const C* alpha, const C* beta) : size(rows.columns + kPadding), values(5 * size) {
     for (Index channel = 0; channel < rows.shape.channels; ++channel) {
-      const C of_channel[] = {alpha[channel], beta[channel], floor_of(beta[channel])};
-      for (int which = 0; which < 3; ++which)
+      auto [head, tail] = rate_of(beta[channel]);
+      const C of_channel[] = {alpha[channel], beta[channel], floor_of(beta[channel]), head, tail};
+      for (int which = 0; which < 5; ++which)
         for (Index repeat = 0; repeat < rows.repeats; ++repeat)
           std::fill_n(&values[which * size + (repeat * rows.shape.channels + channel) * rows.shape.inner],
                       rows.shape.inner, of_channel[which]);
     }
   }
   Parameters<C> from(Index column) const {
-    return {&values[column], &values[size + column], &values[2 * size + column]};
+    const C* first = &values[column];
+    return {first, first + size, first + 2 * size, first + 3 * size, first + 4 * size};
   }
 };
 
