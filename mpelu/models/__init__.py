@@ -2,15 +2,17 @@
 
 from mpelu.models.activations import ActivationFactory, activation_factory
 from mpelu.models.catalog import FAMILIES, Family, ModelInfo, create_model, list_models, parse_name
-from mpelu.models.cifar_resnet import Bottleneck, nopre
+from mpelu.models.cifar_resnet import DESIGNS, Block, Design, residual
 from mpelu.models.factory import load_factory
 from mpelu.models.nin import nin
 from mpelu.models.plain import PyramidPool, plain
 
 __all__ = [
+    "DESIGNS",
     "FAMILIES",
     "ActivationFactory",
-    "Bottleneck",
+    "Block",
+    "Design",
     "Family",
     "ModelInfo",
     "PyramidPool",
@@ -19,7 +21,7 @@ __all__ = [
     "list_models",
     "load_factory",
     "nin",
-    "nopre",
     "parse_name",
     "plain",
+    "residual",
 ]

@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from mpelu.errors import UsageError
 from mpelu.models.activations import ActivationFactory, activation_factory
-from mpelu.models.cifar_resnet import nopre
+from mpelu.models.cifar_resnet import DESIGNS, residual
 from mpelu.models.nin import nin
 from mpelu.models.plain import plain
 
@@ -37,10 +38,22 @@ class Family:
         return keywords - {"activation", "num_classes"}
 
 
+def _residual(name: str, depths: tuple[int, ...], about: str) -> Family:
+    design = DESIGNS[name]
+    return Family(partial(residual, design), depths, (3, 32, 32), f"{about} ({design.figure})")
+
+
 FAMILIES = {
     "plain": Family(plain, (15, 30, 52), (1, 16, 16), "plain 2x2 net for small images, no normalization"),
     "nin": Family(nin, (), (3, 28, 28), "Network in Network, 9 convolutions"),
-    "nopre": Family(nopre, (29, 47, 164, 1001), (3, 32, 32), "MPELU bottleneck ResNet without pre-activation"),
+    "resnet": _residual("resnet", (20, 32, 44, 56, 110), "ResNet, activation behind each addition"),
+    "nonbottleneck": _residual("nonbottleneck", (20, 32, 44, 56, 110), "ResNet, nothing behind the additions"),
+    "preact": _residual("preact", (164, 1001), "bottleneck ResNet with full pre-activation"),
+    "nopre": _residual("nopre", (29, 47, 164, 1001), "bottleneck ResNet without pre-activation"),
+    "fig5a": _residual("fig5a", (164,), "nopre, led by an activation, ending with BN"),
+    "fig5b": _residual("fig5b", (164,), "nopre, led by an activation"),
+    "fig5c": _residual("fig5c", (164,), "nopre, ending with BN"),
+    "fig5e": _residual("fig5e", (164,), "nopre without BN in the blocks"),
 }
 
 
@@ -68,15 +81,17 @@ def create_model(
     """Build a network of the catalog. It has torch's default weights: see :func:`mpelu.initialize`.
 
     Args:
-        name: Family and depth: ``plain15``, ``plain30``, ``plain52`` or any other depth from 9 on; ``nopre29``,
-            ``nopre164``, ``nopre1001`` or any other 9n + 2.
+        name: Family and depth: ``plain15``, ``plain30``, ``plain52`` or any other depth from 9 on; ``nopre164``,
+            ``nopre1001``, ``preact164`` or any other 9n + 2; ``resnet110`` or any other 6n + 2; ``mpelu models`` lists
+            the families.
         num_classes: Size of the output.
         activation: ``relu``, ``lrelu``, ``prelu``, ``elu``, ``spelu``, ``mpelu``, ``srelu``, or a callable that is
             given the number of channels and returns a module.
         alpha: Start value of alpha, or slope of the leaky units; None is the usual value of the activation.
         beta: Start value of beta (mpelu only); None is 1.
-        **options: Those of the family: ``in_channels``, and for plain nets ``input_size``, ``width``,
-            ``batch_norm`` and ``dropout``.
+        **options: Those of the family: ``in_channels``; for plain nets ``input_size``, ``width``, ``batch_norm`` and
+            ``dropout``; for residual nets ``shortcut``, ``after``, ``first_norm`` and ``end_norm``
+            (:func:`mpelu.models.cifar_resnet.residual`).
 
     Raises:
         UsageError: If the name, the depth, the activation or an option is unknown.
@@ -97,7 +112,7 @@ def create_model(
 
 def parse_name(name: str) -> tuple[str, int | None]:
     """Split ``nopre164`` into family and depth (None for ``nin``), or raise a UsageError that suggests a name."""
-    match = re.fullmatch(r"([a-z_]+)(\d*)", name)
+    match = re.fullmatch(r"(.*?)(\d*)", name)
     if match and match[1] in FAMILIES and bool(match[2]) == bool(FAMILIES[match[1]].depths):
         return match[1], int(match[2]) if match[2] else None
     close = difflib.get_close_matches(name, names(), n=1, cutoff=0.4)

@@ -18,8 +18,33 @@ PARAMETERS = {
     ("nopre164", 100, "prelu"): 1_715_076,
     ("nopre1001", 10, "mpelu"): 10_279_034,
     ("nopre1001", 100, "mpelu"): 10_302_164,
+    ("preact164", 10, "relu"): 1_703_258,
+    ("preact164", 100, "relu"): 1_726_388,
+    ("preact164", 10, "mpelu"): 1_727_482,
+    ("preact164", 100, "mpelu"): 1_750_612,
+    ("preact1001", 10, "relu"): 10_327_706,
+    ("preact1001", 100, "relu"): 10_350_836,
+    ("preact1001", 10, "mpelu"): 10_476_922,
+    ("preact1001", 100, "mpelu"): 10_500_052,
+    ("resnet20", 10, "relu"): 269_722,
+    ("resnet32", 10, "relu"): 464_154,
+    ("resnet44", 10, "relu"): 658_586,
+    ("resnet56", 10, "relu"): 853_018,
+    ("resnet110", 10, "relu"): 1_727_962,
+    ("resnet20", 10, "mpelu"): 271_098,
+    ("resnet32", 10, "mpelu"): 466_426,
+    ("resnet44", 10, "mpelu"): 661_754,
+    ("resnet56", 10, "mpelu"): 857_082,
+    ("resnet110", 10, "mpelu"): 1_736_058,
+    ("nonbottleneck20", 10, "mpelu"): 270_426,
+    ("nonbottleneck32", 10, "mpelu"): 465_306,
+    ("nonbottleneck44", 10, "mpelu"): 660_186,
+    ("nonbottleneck56", 10, "mpelu"): 855_066,
+    ("nonbottleneck110", 10, "mpelu"): 1_732_026,
 }
-"""The counts of the released nets: 1.696 M and 10.28 M in the authors' tables, which are those for 10 classes."""
+"""1.696 M and 10.28 M are in the authors' tables, which are those for 10 classes; the others follow from the layers."""
+PROJECTED = {20: 272_474, 32: 466_906, 44: 661_338, 56: 855_770, 110: 1_730_714}
+"""ResNets with ReLU and shortcuts of type B."""
 
 
 @pytest.mark.parametrize(("name", "num_classes", "activation"), PARAMETERS)
@@ -29,7 +54,14 @@ def test_parameter_counts(name, num_classes, activation):
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name, num_classes, activation]
 
 
-SMALL = {"plain9": (2, 1, 8, 8), "nopre11": (2, 3, 8, 8)}
+@pytest.mark.parametrize("depth", PROJECTED)
+def test_parameter_counts_with_projections(depth):
+    with torch.device("meta"):
+        model = create_model(f"resnet{depth}", activation="relu", shortcut="B")
+    assert sum(parameter.numel() for parameter in model.parameters()) == PROJECTED[depth]
+
+
+SMALL = {"plain9": (2, 1, 8, 8), "nopre11": (2, 3, 8, 8), "resnet8": (2, 3, 8, 8), "preact11": (2, 3, 8, 8)}
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -142,7 +174,10 @@ def test_an_unknown_name_lists_the_known_ones(name):
 
 
 def test_unknown_options_are_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match="nopre11 has no option dropout, width; it has in_channels"):
+    with pytest.raises(
+        UsageError,
+        match="nopre11 has no option dropout, width; it has after, end_norm, first_norm, in_channels, shortcut",
+    ):
         create_model("nopre11", width=3, dropout=0.1)
     with pytest.raises(
         UsageError, match="has no option depth; it has batch_norm, dropout, in_channels, input_size, width"
@@ -170,7 +205,12 @@ def rows() -> dict[str, ModelInfo]:
 
 
 def test_the_list_has_every_depth_of_the_paper(rows):
-    assert list(rows) == ["plain15", "plain30", "plain52", "nin", "nopre29", "nopre47", "nopre164", "nopre1001"]
+    assert list(rows)[:4] == ["plain15", "plain30", "plain52", "nin"]
+    assert list(rows)[4:] == [
+        *(f"{family}{depth}" for family in ("resnet", "nonbottleneck") for depth in (20, 32, 44, 56, 110)),
+        *("preact164", "preact1001", "nopre29", "nopre47", "nopre164", "nopre1001"),
+        *("fig5a164", "fig5b164", "fig5c164", "fig5e164"),
+    ]
     for name, row in rows.items():
         assert (row.name, row.depth) == (name, parse_name(name)[1] or 9)
         assert row.about
