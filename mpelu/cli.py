@@ -391,7 +391,7 @@ def _evaluate(options: Namespace) -> int:
 
 
 def _models_parser() -> Parser:
-    command = Parser(description="List the networks, with parameters and multiply-adds.")
+    command = Parser(description="List the networks, with parameters, multiply-adds and memory.")
     command.add_argument("--json", action="store_true", help="Print a JSON array.")
     return command
 
@@ -407,12 +407,11 @@ def _models(options: Namespace) -> int:
     if options.json:
         _print_json([dataclasses.asdict(model) for model in models])
         return 0
-    table = Table("name", "depth", "parameters", "multiply-adds", "image", "what it is")
+    table = Table("name", "depth", "parameters", "multiply-adds", "kept / image", "image", "what it is")
     for model in models:
         shape = "x".join(str(side) for side in model.image_shape)
-        table.add_row(
-            model.name, str(model.depth), f"{model.parameters:,}", f"{model.multiply_adds:,}", shape, model.about
-        )
+        counts = f"{model.parameters:,}", f"{model.multiply_adds:,}", f"{model.activation_bytes / 1e6:.1f} MB"
+        table.add_row(model.name, str(model.depth), *counts, shape, model.about)
     _console().print(table)
     return 0
 

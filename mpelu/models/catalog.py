@@ -15,7 +15,7 @@ from mpelu.errors import UsageError
 from mpelu.models.activations import ActivationFactory, activation_factory
 from mpelu.models.cifar_resnet import DESIGNS, residual
 from mpelu.models.nin import nin
-from mpelu.models.plain import plain
+from mpelu.models.plain import imagenet, plain
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ def _residual(name: str, depths: tuple[int, ...], about: str) -> Family:
 
 FAMILIES = {
     "plain": Family(plain, (15, 30, 52), (1, 16, 16), "plain 2x2 net for small images, no normalization"),
+    "imagenet": Family(imagenet, (15, 30, 52), (3, 224, 224), "plain 2x2 net for ImageNet; depth 15 with BN"),
     "nin": Family(nin, (), (3, 28, 28), "Network in Network, 9 convolutions"),
     "resnet": _residual("resnet", (20, 32, 44, 56, 110), "ResNet, activation behind each addition"),
     "nonbottleneck": _residual("nonbottleneck", (20, 32, 44, 56, 110), "ResNet, nothing behind the additions"),
@@ -59,19 +60,23 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A row of ``mpelu models``: counts are for the listed image shape and 10 classes, with MPELU."""
+    """A row of ``mpelu models``: for one image of the listed shape, in float32, with MPELU.
+
+    ``activation_bytes`` is what autograd keeps from the forward pass for the backward pass.
+    """
 
     name: str
     depth: int
     parameters: int
     multiply_adds: int
+    activation_bytes: int
     image_shape: tuple[int, int, int]
     about: str
 
 
 def create_model(
     name: str,
-    num_classes: int = 10,
+    num_classes: int | None = None,
     activation: str | ActivationFactory = "mpelu",
     *,
     alpha: float | None = None,
@@ -84,7 +89,7 @@ def create_model(
         name: Family and depth: ``plain15``, ``plain30``, ``plain52`` or any other depth from 9 on; ``nopre164``,
             ``nopre1001``, ``preact164`` or any other 9n + 2; ``resnet110`` or any other 6n + 2; ``mpelu models`` lists
             the families.
-        num_classes: Size of the output.
+        num_classes: Size of the output; None is 1000 for the ImageNet nets and 10 for the others.
         activation: ``relu``, ``lrelu``, ``prelu``, ``elu``, ``spelu``, ``mpelu``, ``srelu``, or a callable that is
             given the number of channels and returns a module.
         alpha: Start value of alpha, or slope of the leaky units; None is the usual value of the activation.
@@ -106,8 +111,10 @@ def create_model(
     if unknown:
         raise UsageError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(sorted(entry.options))}")
     factory = activation_factory(activation, alpha, beta) if isinstance(activation, str) else activation
+    if num_classes is not None:
+        options["num_classes"] = num_classes
     positional = () if depth is None else (depth,)
-    return entry.build(*positional, activation=factory, num_classes=num_classes, **options)
+    return entry.build(*positional, activation=factory, **options)
 
 
 def parse_name(name: str) -> tuple[str, int | None]:
@@ -131,14 +138,19 @@ def list_models() -> list[ModelInfo]:
     for name in names():
         family, depth = parse_name(name)
         entry = FAMILIES[family]
-        with torch.random.fork_rng(devices=[]):
+        # a hundred million weights need not be filled to be counted; for a thousand small layers, values are faster
+        device = torch.device("meta" if entry.image_shape[-1] > 64 else "cpu")
+        with torch.random.fork_rng(devices=[]), device:
             model = create_model(name, in_channels=entry.image_shape[0])
+            example = torch.zeros(1, *entry.image_shape)
+        of = costs(model, example)
         rows.append(
             ModelInfo(
                 name=name,
                 depth=depth or sum(isinstance(module, nn.Conv2d) for module in model.modules()),
                 parameters=sum(parameter.numel() for parameter in model.parameters()),
-                multiply_adds=multiply_adds(model, torch.zeros(1, *entry.image_shape)),
+                multiply_adds=of.multiply_adds,
+                activation_bytes=of.activation_bytes,
                 image_shape=entry.image_shape,
                 about=entry.about,
             )
@@ -146,25 +158,40 @@ def list_models() -> list[ModelInfo]:
     return rows
 
 
-def multiply_adds(model: nn.Module, example: Tensor) -> int:
-    """Return the multiply-adds of the convolutions and linear layers for one example, shape ``(1, C, H, W)``.
+@dataclass(frozen=True)
+class Costs:
+    """Of one example: the multiply-adds of convolutions and linear layers, and the bytes kept for the backward pass."""
 
-    Hooks on one real pass: ``torch.utils.flop_counter`` gives the same numbers and takes ten times as long on 1001
-    layers. The model is put into eval mode.
+    multiply_adds: int
+    activation_bytes: int
+
+
+def costs(model: nn.Module, example: Tensor) -> Costs:
+    """Return what a network costs for one example, shape ``(1, C, H, W)``, on its device; meta is enough.
+
+    Hooks on one pass: ``torch.utils.flop_counter`` gives the same multiply-adds and takes ten times as long on 1001
+    layers. The model is put into eval mode, so that masks of dropout are not counted.
     """
-    total = 0
+    multiply_adds = 0
+    kept: dict[int, Tensor] = {}
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
 
     def count(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        total += output.numel() * module.get_parameter("weight")[0].numel()
+        nonlocal multiply_adds
+        multiply_adds += output.numel() * module.get_parameter("weight")[0].numel()
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in own:
+            kept[tensor.untyped_storage()._cdata] = tensor  # kept, so that its memory cannot be another's later
+        return tensor
 
     handles = [
         module.register_forward_hook(count) for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)
     ]
     try:
-        with torch.no_grad():
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             model.eval()(example)
     finally:
         for handle in handles:
             handle.remove()
-    return total
+    return Costs(multiply_adds, sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))

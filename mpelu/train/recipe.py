@@ -32,17 +32,17 @@ class Recipe:
         limit: Use the first so many training images only.
         augment: none, pad4 (pad 4, crop, flip), pad4-noflip or crop28 (28 pixel crop, flip); not given: pad4 for 32
             pixel images, else none.
-        epochs: Passes over the training images (plain: 38, nin: 307, nopre: 200).
-        batch_size: Images in a step, over all processes (plain: 64, nin and nopre: 128).
-        lr: Learning rate of the weights (plain: 0.01, nin and nopre: 0.1).
+        epochs: Passes over the training images (plain: 38, nin: 307, residual nets: 200).
+        batch_size: Images in a step, over all processes (plain: 64, others: 128).
+        lr: Learning rate of the weights (plain: 0.01, others: 0.1).
         schedule: step (lr / 10 at each milestone) or cosine (down to 0 at the end).
-        milestones: Of the step schedule, as fractions of the epochs (plain: 0.133 and 0.8, nopre: 0.405 and 0.61,
-            which is after 81 and 122 of 200, nin: 0.833).
+        milestones: Of the step schedule, as fractions of the epochs (plain: 0.133 and 0.8; residual nets: 0.405
+            and 0.61, which is after 81 and 122 of 200; nin: 0.833).
         warmup_epochs: First epochs at warmup_lr (step), or of a linear rise (cosine).
         warmup_lr: Learning rate of the warm-up.
         momentum: Of SGD.
         nesterov: Nesterov momentum (the authors' residual code has it, the paper does not mention it).
-        weight_decay: Of all parameters (plain: 5e-4, nin and nopre: 1e-4).
+        weight_decay: Of all parameters (plain: 5e-4, others: 1e-4).
         alpha_beta_lr: Multiplier of lr for alpha and beta.
         alpha_beta_weight_decay: Multiplier of weight_decay for alpha and beta.
         bias_lr: Multiplier of lr for biases.
@@ -130,10 +130,14 @@ RANGES: dict[str, tuple[str, Any]] = {
 }
 """What each field must be, beside its type."""
 
+PLAIN = {"epochs": 38, "batch_size": 64, "lr": 0.01, "milestones": (100 / 750, 600 / 750), "weight_decay": 5e-4}
+RESIDUAL = {"epochs": 200, "batch_size": 128, "lr": 0.1, "milestones": (0.405, 0.61), "weight_decay": 1e-4}
+RESIDUAL_FAMILIES = ("resnet", "nonbottleneck", "preact", "nopre", "fig5a", "fig5b", "fig5c", "fig5e")
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
-    "plain": {"epochs": 38, "batch_size": 64, "lr": 0.01, "milestones": (100 / 750, 600 / 750), "weight_decay": 5e-4},
+    "plain": PLAIN,
+    "imagenet": PLAIN,
     "nin": {"epochs": 307, "batch_size": 128, "lr": 0.1, "milestones": (100 / 120,), "weight_decay": 1e-4},
-    "nopre": {"epochs": 200, "batch_size": 128, "lr": 0.1, "milestones": (0.405, 0.61), "weight_decay": 1e-4},
+    **dict.fromkeys(RESIDUAL_FAMILIES, RESIDUAL),
 }
 """The paper's values. Its lengths are 750k iterations of 64 images on ImageNet (37.5 epochs) for the plain nets, 120k
 iterations of 128 images (307 epochs) for NIN, and 200 epochs for the residual nets."""
