@@ -128,6 +128,11 @@ def affine(layer: nn.Module, depth: int) -> tuple[float, float, float, float]:
     return SOLVED[key]
 
 
+def tailored_to_depth(model: Stack, example: Tensor, seed: int) -> object:
+    """The last weight stands for one of many here, and not for a head, whose output may have another size."""
+    return mpelu.tailor(model, example, seed=seed, head_gain=1.0)
+
+
 METHODS: dict[str, Method] = {
     "default": default,
     "kaiming": library("msra"),
@@ -139,7 +144,7 @@ METHODS: dict[str, Method] = {
     "second_moment": library("second_moment"),
     "critical": library("critical"),
     "auto": library("auto"),
-    "tailored": lambda model, example, seed: mpelu.tailor(model, example, seed=seed),
+    "tailored": tailored_to_depth,
 }
 
 

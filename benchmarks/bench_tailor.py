@@ -1,24 +1,29 @@
-"""Do very deep plain nets train? Steps until the training loss is below 0.05, on the built-in digits.
+"""Do very deep plain nets train? Updates until the training loss is below 0.05, on the built-in digits.
 
     python benchmarks/bench_tailor.py --depth 52 100 --activation elu gelu tanh relu mpelu --csv results/tailor.csv
+    python benchmarks/bench_tailor.py --net cifar --data FOLDER --depth 50 --activation elu gelu --updates 1000
+    python benchmarks/bench_tailor.py --table results/tailor.csv
 
-There is no normalization, no shortcut and no warm-up: SGD with momentum 0.9 on batches of 128. The weights are
-orthogonal (``--weights gaussian`` draws them), biases are 0, and one forward pass over a training batch rescales each
-weight so that its pre-activations have second moment 1, except for the methods ``default`` and ``eq22``.
+There is no normalization, no shortcut and no warm-up: SGD with momentum 0.9 on batches of 128 (convolutions: 64), with
+the groups of :func:`mpelu.param_groups`. The nets are started by :func:`mpelu.tailor` or :func:`mpelu.initialize`;
+their example is a batch of training images.
 
 ``steps``      updates done before the first batch whose loss, taken before its own update, is below 0.05
 ``mean of 5``  the same for the mean over that batch and the four before it, which is stricter
 ``final``      mean loss of the last ten batches
+``curve``      mean loss over each tenth of the updates
 
 Of the learning rates, the one with the smallest median of ``steps`` is shown; if none got there, the one with the
-smallest median of ``final``. Diverged runs count as infinite. Every single run is a row of the CSV file.
+smallest median of ``final``. Diverged runs count as infinite. Every single run is a row of the CSV file. Rows whose
+``state`` is ``superseded`` come from rules that were given up, and ``--superseded`` shows them.
 """
 
 import argparse
 import csv
+import itertools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache, partial
 from pathlib import Path
@@ -28,27 +33,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import mpelu
 from mpelu.data import digits
-from mpelu.init import taylor_normal_
-from mpelu.init.shape import ETA, TailoredShape, tailored_shape, tailored_slope
+from mpelu.init import Transformed
+from mpelu.init.shape import ETA
 from mpelu.init.shape import TAU as TAU_SHAPE
-from mpelu.init.transform import TAU, Transformed, tailored
-from mpelu.moments import moments
-from mpelu.nn import MPELU
-from mpelu.optim import keep_beta_positive
+from mpelu.init.tailor import HEAD_GAIN
+from mpelu.init.transform import TAU
 
 LEARNED = 0.05
 MOMENTUM = 0.9
 RATES = (0.1, 0.15, 0.2, 0.25, 0.3)
 """Learning rates times the depth: all layers together move the output depth times as much as one."""
-SMOOTH: dict[str, Callable[[], nn.Module]] = {
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "mish": nn.Mish,
-    "tanh": nn.Tanh,
-    "softplus": nn.Softplus,
-}
 
 
 def _of_any_width(kind: Callable[[], nn.Module], _: int) -> nn.Module:
@@ -56,14 +52,17 @@ def _of_any_width(kind: Callable[[], nn.Module], _: int) -> nn.Module:
 
 
 UNITS: dict[str, Callable[[int], nn.Module]] = {
-    **{name: partial(_of_any_width, kind) for name, kind in SMOOTH.items()},
-    "relu": lambda _: nn.ReLU(),
-    "mpelu": MPELU,
+    "elu": partial(_of_any_width, nn.ELU),
+    "gelu": partial(_of_any_width, nn.GELU),
+    "silu": partial(_of_any_width, nn.SiLU),
+    "mish": partial(_of_any_width, nn.Mish),
+    "tanh": partial(_of_any_width, nn.Tanh),
+    "softplus": partial(_of_any_width, nn.Softplus),
+    "relu": partial(_of_any_width, nn.ReLU),
+    "mpelu": partial(mpelu.MPELU, init_alpha=1.0, init_beta=1.0),
 }
 """Called with the number of channels."""
-SLOPES = {"relu": 0.0, "mpelu": 0.25, "gelu": 0.5, "silu": 0.5, "mish": 0.6, "softplus": 0.5}
-"""Slopes at 0, for Eq. 22; 1 for the others."""
-METHODS = ("tailored", "wrapped", "exact", "eq22", "default")
+METHODS = ("tailored", "wrapped", "auto", "second_moment", "eq22", "lsuv", "default")
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,7 @@ class Run:
     """One training: everything that it follows from, and what came out."""
 
     net: str
+    data: str
     width: int
     depth: int
     activation: str
@@ -90,54 +90,43 @@ class Run:
     mean_of_5_steps: float
     final_loss: float
     test_error_percent: float
+    curve: str
     torch: str
+    state: str = ""
 
 
-@dataclass(frozen=True)
-class Unit:
-    """How an activation starts."""
-
-    build: Callable[[int], nn.Module]
-    gain: float
-    slope: float
-    """Of the negative side at 0, for Eq. 22."""
-    setting: str = ""
-    alpha_lr: float = 1.0
-    beta_lr: float = 1.0
-
-
-def unit(activation: str, method: str, depth: int, *, tau: float | None, eta: float) -> Unit:
-    """Return the activation of a net with ``depth`` weight layers, which has depth - 1 activations."""
+def start(
+    model: nn.Sequential, method: str, images: Tensor, seed: int, options: argparse.Namespace
+) -> mpelu.InitPlan | None:
+    """Initialize a model in place; torch's own initialization it has already."""
     if method in ("tailored", "wrapped"):
-        return _tailored_unit(activation, method, depth - 1, tau=tau, eta=eta)
-    build = UNITS[activation]
-    return Unit(build, 1 / math.sqrt(moments(build(1)).second_moment), SLOPES.get(activation, 1.0))
+        return mpelu.tailor(
+            model,
+            images,
+            seed=seed,
+            eta=options.eta,
+            tau=options.tau,
+            wrap=method == "wrapped",
+            head_gain=options.head,
+            refine=options.refine,
+        )
+    return None if method == "default" else mpelu.initialize(model, images, method=method, seed=seed)
 
 
-def _tailored_unit(activation: str, method: str, depth: int, *, tau: float | None, eta: float) -> Unit:
-    if activation == "relu":
-        leaky = tailored_slope(depth, eta=eta)
-        slope = leaky.negative_slope
-        return Unit(lambda _: nn.LeakyReLU(slope), leaky.gain, slope, f"eta {eta:g}: slope {slope:.4f}")
-    if (activation, method) == ("mpelu", "tailored"):
-        tau = TAU_SHAPE if tau is None else tau
-        shape = tailored_shape(depth, tau=tau)
-        setting = f"tau {tau:g}: alpha {shape.alpha:.3f}, beta {shape.beta:.4f}"
-        return Unit(_mpelu(shape), shape.gain, 1.0, setting, shape.alpha_lr, shape.beta_lr)
-    tau = TAU if tau is None else tau
-    setting, rates, build = f"tau {tau:g}", (1.0, 1.0), UNITS[activation]
-    if activation == "mpelu":
-        shape = tailored_shape(depth, tau=tau)
-        setting += f", alpha {shape.alpha:.3f}, beta {shape.beta:.4f}"
-        rates, build = (shape.alpha_lr, shape.beta_lr), _mpelu(shape)
-    wrapper = tailored(build(1), depth, tau=tau)
-    numbers = (wrapper.input_scale, wrapper.input_shift, wrapper.output_scale, wrapper.output_shift)
-    setting += ": a {:.4f} b {:.4f} s {:.3f} d {:.4f}".format(*numbers)
-    return Unit(lambda width: Transformed(build(width), *numbers), 1.0, 1.0, setting, *rates)
-
-
-def _mpelu(shape: TailoredShape) -> Callable[[int], nn.Module]:
-    return partial(MPELU, init_alpha=shape.alpha, init_beta=shape.beta)
+def setting(model: nn.Sequential, method: str, options: argparse.Namespace) -> str:
+    """Say what tailoring chose."""
+    if method not in ("tailored", "wrapped"):
+        return ""
+    unit = next(layer for layer in model if isinstance(layer, Transformed | nn.LeakyReLU | mpelu.MPELU))
+    if isinstance(unit, nn.LeakyReLU):
+        return f"eta {options.eta:g}: slope {unit.negative_slope:.4f}"
+    if isinstance(unit, Transformed):
+        numbers = (unit.input_scale, unit.input_shift, unit.output_scale, unit.output_shift)
+        return f"tau {TAU if options.tau is None else options.tau:g}: " + "a {:.4f} b {:.4f} s {:.3f} d {:.4f}".format(
+            *numbers
+        )
+    tau = TAU_SHAPE if options.tau is None else options.tau
+    return f"tau {tau:g}: alpha {unit.alpha[0].item():.3f}, beta {unit.beta[0].item():.4f}"
 
 
 def mlp(depth: int, width: int, activation: Callable[[int], nn.Module]) -> nn.Sequential:
@@ -148,104 +137,78 @@ def mlp(depth: int, width: int, activation: Callable[[int], nn.Module]) -> nn.Se
     return nn.Sequential(*layers, activation(width), nn.Linear(width, 10))
 
 
-def conv(depth: int, width: int, activation: Callable[[int], nn.Module]) -> nn.Sequential:
+def conv(depth: int, width: int, activation: Callable[[int], nn.Module], *, channels: int = 1) -> nn.Sequential:
     """3x3 convolutions with zero padding on 16 x 16 pixels, averaged to 8 x 8 and 4 x 4, and a linear layer."""
     layers: list[nn.Module] = []
     for index in range(depth - 1):
-        layers += [nn.Conv2d(width if index else 1, width, 3, padding=1), activation(width)]
+        layers += [nn.Conv2d(width if index else channels, width, 3, padding=1), activation(width)]
         if index in ((depth - 1) // 3, 2 * (depth - 1) // 3):
             layers.append(nn.AvgPool2d(2))
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * width, 10))
 
 
-NETS = {"mlp": (mlp, 64, 128, 300), "conv": (conv, 16, 64, 200)}
-"""Builder, width, batch size and number of updates."""
+NETS: dict[str, tuple[Callable[..., nn.Sequential], int, int, int]] = {
+    "mlp": (mlp, 64, 128, 300),
+    "conv": (conv, 16, 64, 200),
+    "cifar": (partial(conv, channels=3), 16, 64, 200),
+}
+"""Builder, width, batch size and number of updates; cifar is conv on CIFAR-10, averaged to 16 x 16 pixels."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Training and test images, standardized by one mean and one deviation, with their labels."""
+
+    name: str
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
 
 
 @cache
-def data(net: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the training and the test images, standardized by one mean and one deviation, each with its labels."""
-    if net == "conv":
+def data(net: str, folder: Path | None = None) -> Images:
+    if net == "cifar":
+        dataset = mpelu.data.load(str(folder))
+        splits = (dataset.train, dataset.test)
+        train, test = (F.avg_pool2d(split.images.float(), 2) for split in splits)
+        name, (train_labels, test_labels) = dataset.name, (split.labels for split in splits)
+    elif net == "conv":
         decoded = digits.decode(digits.find().files["all"][0])
-        images = torch.cat([decoded.train.images, decoded.test.images]).float()
-        labels = torch.cat([decoded.train.labels, decoded.test.labels])
+        name, train, test = "digits", decoded.train.images.float(), decoded.test.images.float()
+        train_labels, test_labels = decoded.train.labels, decoded.test.labels
     else:
         rows = torch.from_numpy(np.loadtxt(digits.find().files["all"][0], delimiter=",", dtype=np.float32))
-        images, labels = rows[:, :64], rows[:, 64].long()
-    train = images[: digits.TRAIN_ROWS]
-    images = (images - train.mean()) / train.std()
-    size = digits.TRAIN_ROWS
-    return images[:size], labels[:size], images[size:], labels[size:]
+        name, labels = "digits", rows[:, 64].long()
+        train, test = rows[: digits.TRAIN_ROWS, :64], rows[digits.TRAIN_ROWS :, :64]
+        train_labels, test_labels = labels[: digits.TRAIN_ROWS], labels[digits.TRAIN_ROWS :]
+    mean, std = train.mean(), train.std()
+    return Images(name, (train - mean) / std, train_labels, (test - mean) / std, test_labels)
 
 
-def initialize(
-    model: nn.Sequential, unit: Unit, method: str, images: Tensor, *, weights: str, head: float, seed: int
-) -> None:
-    """Fill the weights in place; ``head`` is a factor of the last one."""
-    generator = torch.Generator().manual_seed(seed)
-    layers = [layer for layer in model if isinstance(layer, nn.Linear | nn.Conv2d)]
-    for index, layer in enumerate(layers):
-        gain = unit.gain if index else 1.0
-        if method == "default":
-            _torch_default_(layer, generator)
-        elif method == "eq22":
-            taylor_normal_(layer.weight, unit.slope if index else 1.0, generator=generator)
-        elif weights == "orthogonal":
-            nn.init.orthogonal_(layer.weight, gain, generator=generator)
-        elif weights == "delta" and isinstance(layer, nn.Conv2d):
-            nn.init.zeros_(layer.weight)
-            with torch.no_grad():
-                nn.init.orthogonal_(layer.weight[:, :, 1, 1], gain, generator=generator)
-        else:
-            fan_in = layer.weight[0].numel()
-            nn.init.normal_(layer.weight, 0.0, gain / math.sqrt(fan_in), generator=generator)
-        if method != "default" and layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-    if method not in ("default", "eq22"):
-        _calibrate(model, images)
-    with torch.no_grad():
-        layers[-1].weight.mul_(head)
-
-
-def _torch_default_(layer: nn.Linear | nn.Conv2d, generator: torch.Generator) -> None:
-    bound = 1 / math.sqrt(layer.weight[0].numel())  # what reset_parameters does, with a generator
-    for parameter in layer.parameters():
-        nn.init.uniform_(parameter, -bound, bound, generator=generator)
-
-
-@torch.no_grad()
-def _calibrate(model: nn.Sequential, signal: Tensor) -> None:
-    for layer in model:
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            layer.weight.div_(layer(signal).square().mean().sqrt())
-        signal = layer(signal)
-
-
-def train(model: nn.Sequential, net: str, unit: Unit, *, lr: float, batch: int, updates: int, seed: int) -> list[float]:
-    """Return the loss of each batch; after divergence, infinity."""
-    images, labels, _, _ = data(net)
-    rates = {"alpha": lr * unit.alpha_lr, "beta": lr * unit.beta_lr}
-    groups = [
-        {"params": [parameter], "lr": rates.get(name.rpartition(".")[2], lr)}
-        for name, parameter in model.named_parameters()
-    ]
+def train(
+    model: nn.Sequential, images: Images, plan: mpelu.InitPlan | None, *, lr: float, batch: int, updates: int, seed: int
+) -> tuple[list[float], dict[str, float]]:
+    """Return the loss of each batch, infinity after divergence, and the learning rates of alpha and beta."""
+    groups = mpelu.param_groups(model, lr=lr, weight_decay=0.0, plan=plan)
+    rates = {group["name"].partition("*")[0]: group["lr"] for group in groups}
     optimizer = torch.optim.SGD(groups, lr, momentum=MOMENTUM, foreach=True)
-    keep_beta_positive(optimizer, model)
+    mpelu.keep_beta_positive(optimizer, model)
     generator = torch.Generator().manual_seed(1000 + seed)
     losses: list[float] = []
     order = torch.empty(0, dtype=torch.long)
     while len(losses) < updates:
         if len(order) < batch:
-            order = torch.randperm(len(images), generator=generator)
+            order = torch.randperm(len(images.train), generator=generator)
         chosen, order = order[:batch], order[batch:]
-        loss = F.cross_entropy(model(images[chosen]), labels[chosen])
+        loss = F.cross_entropy(model(images.train[chosen]), images.train_labels[chosen])
         losses.append(loss.item())
         if not losses[-1] < 30.0:  # ten times that of an untrained net: it does not come back
-            return losses[:-1] + [math.inf] * (updates - len(losses) + 1)
+            return losses[:-1] + [math.inf] * (updates - len(losses) + 1), rates
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return losses
+    return losses, rates
 
 
 def first_below(losses: Sequence[float], window: int) -> float:
@@ -256,10 +219,17 @@ def first_below(losses: Sequence[float], window: int) -> float:
     return math.inf
 
 
+def curve(losses: Sequence[float]) -> str:
+    """Return the mean loss over each tenth of the updates."""
+    ends = [len(losses) * tenth // 10 for tenth in range(11)]
+    return " ".join(f"{statistics.fmean(losses[a:b]):.3f}" for a, b in itertools.pairwise(ends))
+
+
 @torch.no_grad()
-def test_error_percent(model: nn.Module, net: str) -> float:
-    _, _, images, labels = data(net)
-    return 100.0 * float((model(images).argmax(1) != labels).float().mean())
+def test_error_percent(model: nn.Module, images: Images) -> float:
+    parts = zip(torch.split(images.test, 1000), torch.split(images.test_labels, 1000), strict=True)
+    wrong = sum(int((model(part).argmax(1) != labels).sum()) for part, labels in parts)
+    return 100.0 * wrong / len(images.test)
 
 
 def one_run(
@@ -267,30 +237,33 @@ def one_run(
 ) -> Run:
     build, width, batch, updates = NETS[net]
     updates = options.updates or updates
-    start = unit(activation, method, depth, tau=options.tau, eta=options.eta)
-    model = build(depth, width, start.build)
-    images = data(net)[0][:256]
-    initialize(model, start, method, images, weights=options.weights, head=options.head, seed=seed)
-    losses = train(model, net, start, lr=lr, batch=batch, updates=updates, seed=seed)
+    images = data(net, options.data)
+    torch.manual_seed(seed)  # of torch's own initialization
+    model = build(depth, width, UNITS[activation])
+    plan = start(model, method, images.train[:256], seed, options)
+    chosen = setting(model, method, options)
+    losses, rates = train(model, images, plan, lr=lr, batch=batch, updates=updates, seed=seed)
     return Run(
         net=net,
+        data=images.name,
         width=width,
         depth=depth,
         activation=activation,
         method=method,
-        setting=start.setting,
-        head=options.head,
-        weights="uniform" if method == "default" else "gaussian" if method == "eq22" else options.weights,
+        setting=chosen,
+        weights="" if plan is None else plan.weights[1].fill,
+        head=options.head if method in ("tailored", "wrapped") else 1.0,
         batch=batch,
         updates=updates,
         lr=lr,
-        alpha_lr=lr * start.alpha_lr,
-        beta_lr=lr * start.beta_lr,
+        alpha_lr=rates.get("alpha", math.nan),
+        beta_lr=rates.get("beta", math.nan),
         seed=seed,
         steps=first_below(losses, 1),
         mean_of_5_steps=first_below(losses, 5),
         final_loss=statistics.fmean(losses[-10:]),
-        test_error_percent=test_error_percent(model, net),
+        test_error_percent=test_error_percent(model, images),
+        curve=curve(losses),
         torch=torch.__version__,
     )
 
@@ -309,53 +282,103 @@ def _cell(value: object) -> object:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def summary(runs: Sequence[Run]) -> str:
-    """Return a row of the table for runs that differ in learning rate and seed only."""
-    rates = sorted({run.lr for run in runs})
-    at = {lr: [run for run in runs if run.lr == lr] for lr in rates}
+def stored(path: Path) -> list[Run]:
+    """Read the rows of a file."""
+    kinds: dict[str, Callable[[str], object]] = {"int": int, "float": lambda text: float(text or "nan"), "str": str}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows: list[Mapping[str, str]] = list(csv.DictReader(file))
+    parse = {field.name: kinds[getattr(field.type, "__name__", "")] for field in fields(Run)}
+    return [Run(**{name: convert(row[name]) for name, convert in parse.items()}) for row in rows]  # type: ignore[arg-type]
+
+
+def grouped(runs: Sequence[Run]) -> list[list[Run]]:
+    """Put runs together that differ in learning rate and seed only, in the order of the first of each."""
+    groups: dict[tuple[object, ...], list[Run]] = {}
+    for run in runs:
+        key = (run.net, run.depth, run.activation, run.method, run.setting, run.weights, run.head, run.updates)
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
+
+
+def best(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs at the best learning rate, of runs that differ in learning rate and seed only."""
+    at = by_rate(runs)
 
     def rank(lr: float) -> tuple[float, float]:
-        return statistics.median(r.steps for r in at[lr]), statistics.median(r.final_loss for r in at[lr])
+        return statistics.median(run.steps for run in at[lr]), statistics.median(run.final_loss for run in at[lr])
 
-    best = at[min(rates, key=rank)]
-    first = best[0]
-    least = min(rates, key=lambda lr: statistics.median(run.final_loss for run in at[lr]))
-    cells = [
-        first.net,
-        str(first.depth),
-        first.activation,
-        first.method,
-        first.setting + f", head {first.head:g}" * (first.head != 1) + f", {first.weights}" * (first.net == "conv"),
-        f"{first.lr:.3g}",
-        _median_and_range([run.steps for run in best], ".0f"),
-        _median_and_range([run.mean_of_5_steps for run in best], ".0f"),
-        _median_and_range([run.final_loss for run in best], ".3f"),
-        _median_and_range([run.final_loss for run in at[least]], ".3f") + f" at {least:.3g}",
-        f"{statistics.median(run.test_error_percent for run in best):.1f}",
-        str(len(best)),
+    return at[min(at, key=rank)]
+
+
+def by_rate(runs: Sequence[Run]) -> dict[float, list[Run]]:
+    return {lr: [run for run in runs if run.lr == lr] for lr in sorted({run.lr for run in runs})}
+
+
+def name(run: Run) -> list[str]:
+    """Return the cells that say which net it is."""
+    head = f", head {run.head:g}" * (run.head != HEAD_GAIN and run.method in ("tailored", "wrapped"))
+    return [
+        run.net,
+        str(run.depth),
+        run.activation,
+        run.method,
+        run.setting + head + ", delta" * (run.weights == "delta"),
     ]
-    return f"| {' | '.join(cells)} |"
 
 
-HEAD = (
-    "net",
-    "depth",
-    "activation",
-    "method",
-    "start",
-    "lr",
-    "steps",
-    "mean of 5",
-    "final",
-    "smallest final",
-    "test error, %",
-    "seeds",
-)
+def summary(runs: Sequence[Run]) -> list[str]:
+    """Return a row of the table for runs that differ in learning rate and seed only."""
+    chosen = best(runs)
+    finals = {lr: statistics.median(run.final_loss for run in some) for lr, some in by_rate(runs).items()}
+    least = min(finals, key=finals.__getitem__)
+    return [
+        *name(chosen[0]),
+        str(chosen[0].updates),
+        f"{chosen[0].lr:.3g}",
+        _median_and_range([run.steps for run in chosen], ".0f"),
+        _median_and_range([run.mean_of_5_steps for run in chosen], ".0f"),
+        _median_and_range([run.final_loss for run in chosen], ".3f"),
+        f"{finals[least]:.3f} at {least:.3g}",
+        f"{statistics.median(run.test_error_percent for run in chosen):.1f}",
+        str(len(chosen)),
+    ]
+
+
+def curves(runs: Sequence[Run]) -> list[str]:
+    """Return a row of the table of curves: the median over the seeds, at the best learning rate."""
+    chosen = best(runs)
+    tenths = zip(*(map(float, run.curve.split()) for run in chosen), strict=True)
+    return [
+        *name(chosen[0]),
+        str(chosen[0].updates),
+        f"{chosen[0].lr:.3g}",
+        *(f"{statistics.median(t):.2f}" for t in tenths),
+    ]
+
+
+NAME = ("net", "depth", "activation", "method", "start", "updates", "lr")
+HEAD = (*NAME, "steps", "mean of 5", "final", "smallest final", "test error, %", "seeds")
+HEAD_OF_CURVES = (*NAME, *(f"{tenth}/10" for tenth in range(1, 11)))
 
 
 def _median_and_range(values: Sequence[float], form: str) -> str:
     middle = statistics.median(values)
     return f"{middle:{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def print_tables(options: argparse.Namespace) -> None:
+    """Print what a file holds."""
+    wanted = "superseded" if options.superseded else ""
+    runs = [run for run in stored(options.table) if run.state == wanted]
+    if options.curves:
+        runs = [run for run in runs if run.net == options.curves]
+    groups = sorted(grouped(runs), key=lambda some: (list(NETS).index(some[0].net), some[0].depth))
+    head, row = (HEAD_OF_CURVES, curves) if options.curves else (HEAD, summary)
+    print("\n".join(map(_line, [head, ["---"] * len(head), *map(row, groups)])))
 
 
 def main() -> None:
@@ -369,32 +392,42 @@ def main() -> None:
         nargs="+",
         default=["tailored"],
         help="tailored: MPELU by alpha and beta, ReLU by a leaky slope, others by a wrapper; wrapped: MPELU by a "
-        "wrapper; exact: the activation as it is, with the gain that keeps the second moment; eq22; default: torch's",
+        "wrapper; default: torch's initialization; the others are methods of mpelu.initialize",
     )
-    parser.add_argument("--weights", choices=("orthogonal", "delta", "gaussian"), default="orthogonal")
-    parser.add_argument("--head", type=float, default=1.0, help="factor of the last layer's weights")
+    parser.add_argument("--head", type=float, default=HEAD_GAIN, help="head_gain of mpelu.tailor")
     parser.add_argument("--tau", type=float, help="curvature of the stack of smooth activations")
     parser.add_argument("--eta", type=float, default=ETA, help="correlation behind the stack of leaky units")
+    parser.add_argument("--refine", choices=("noise", "data"), default="noise", help="what mpelu.tailor calibrates on")
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES), help="learning rates times the depth")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
-    parser.add_argument("--updates", type=int, help="instead of 300 (mlp) or 200 (conv)")
+    parser.add_argument("--first-seed", type=int, default=0, help="the smallest of them")
+    parser.add_argument("--updates", type=int, help="instead of 300 (mlp) or 200 (conv, cifar)")
+    parser.add_argument("--data", type=Path, help="folder of CIFAR-10, for --net cifar")
     parser.add_argument("--csv", type=Path, help="append every run to this file")
+    parser.add_argument("--table", type=Path, help="only print what such a file holds")
+    parser.add_argument("--superseded", action="store_true", help="the rows of rules that were given up instead")
+    parser.add_argument("--curves", choices=NETS, help="the losses over the updates instead, for one kind of net")
     options = parser.parse_args()
+    if options.table:
+        print_tables(options)
+        return
     if "wrapped" in options.method and options.activation != ["mpelu"]:
         parser.error("--method wrapped is for --activation mpelu; the other smooth activations are always wrapped")
+    if options.net == "cifar" and options.data is None:
+        parser.error("--net cifar needs --data, a folder of CIFAR-10")
     torch.set_num_threads(1)
-    print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}", flush=True)
+    print(f"{_line(HEAD)}\n{_line(['---'] * len(HEAD))}", flush=True)
     for depth in options.depth:
         for activation in options.activation:
             for method in options.method:
                 runs = [
                     one_run(options.net, depth, activation, method, rate / depth, seed, options)
                     for rate in options.rates
-                    for seed in range(options.seeds)
+                    for seed in range(options.first_seed, options.first_seed + options.seeds)
                 ]
                 if options.csv:
                     append(options.csv, runs)
-                print(summary(runs), flush=True)
+                print(_line(summary(runs)), flush=True)
 
 
 if __name__ == "__main__":

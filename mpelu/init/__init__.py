@@ -24,6 +24,7 @@ from mpelu.init.fill import (
     taylor_normal_,
     write_,
 )
+from mpelu.init.fold import FoldReport, FoldRow, fold
 from mpelu.init.gains import GAINS, Critical, centered_critical, gain, negative_slope
 from mpelu.init.plan import InitPlan, PlanRow, apply, initialize, plan
 from mpelu.init.rules import METHODS
@@ -36,6 +37,8 @@ __all__ = [
     "METHODS",
     "Critical",
     "Fans",
+    "FoldReport",
+    "FoldRow",
     "InitPlan",
     "PlanRow",
     "Transformed",
@@ -48,6 +51,7 @@ __all__ = [
     "fans",
     "fill_",
     "fill_normal_",
+    "fold",
     "fresh_seed",
     "gain",
     "generator",

@@ -178,6 +178,7 @@ def _pass(
                 scaled = scaled if scaled.requires_grad else scaled.requires_grad_()
                 scaled.retain_grad()
                 layer.output = scaled
+                scaled = scaled.clone()  # an activation that works in place may not write to what is kept
         if node.index in trunks:
             trunks[node.index] = _mean_square(output if scaled is None else scaled)
         return scaled

@@ -9,6 +9,7 @@ Kernel Shaping, arXiv:2110.01765. How the four equations become two is told at `
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from mpelu.errors import MpeluError, UsageError
+from mpelu.graph.calls import replaced
+from mpelu.graph.capture import Example
 from mpelu.moments import Activation
 from mpelu.moments.elementwise import Elementwise, elementwise
 from mpelu.moments.quadrature import integrate
@@ -65,6 +68,11 @@ class Transformed(nn.Module):
         output_scale: s.
         output_shift: d.
 
+    Attributes:
+        example_shapes: What the model takes that it was put into, as :func:`shapes_of` tells it, or
+            None. :func:`mpelu.tailor` leaves it there for :func:`mpelu.fold`; it is copied and pickled with the module,
+            and no part of the state dict.
+
     Shape:
         Those of the activation; dtype of the input.
 
@@ -88,6 +96,7 @@ class Transformed(nn.Module):
         self.input_shift = float(input_shift)
         self.output_scale = float(output_scale)
         self.output_shift = float(output_shift)
+        self.example_shapes: object = None
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float() if x.dtype in HALF else x
@@ -111,6 +120,21 @@ class Transformed(nn.Module):
             f"input_scale={self.input_scale:.6g}, input_shift={self.input_shift:.6g}, "
             f"output_scale={self.output_scale:.6g}, output_shift={self.output_shift:.6g}"
         )
+
+
+@dataclass(frozen=True)
+class TensorShape:
+    """What is kept of a tensor of an example."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def shapes_of(example: Example) -> object:
+    """Return an example with a :class:`TensorShape` in the place of each tensor, so that it holds no data."""
+    structure = dict(example) if isinstance(example, Mapping) else example
+    shapes: object = replaced(structure, Tensor, lambda tensor: TensorShape(tuple(tensor.shape), tensor.dtype))
+    return shapes
 
 
 def tailored(activation: Activation, depth: float, *, tau: float = TAU) -> Transformed:

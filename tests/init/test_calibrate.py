@@ -466,3 +466,16 @@ def test_a_forward_that_changes_its_path_is_an_error():
 
     with pytest.raises(UsageError, match="the forward pass differs from the graph"):
         plan(Fickle(), torch.zeros(2, 8), seed=0)
+
+
+def test_activations_that_work_in_place_change_nothing():
+    def net(*, inplace):
+        layers = [layer for _ in range(4) for layer in (nn.Linear(16, 16), nn.ReLU(inplace=inplace))]
+        return nn.Sequential(*layers, nn.Linear(16, 4))
+
+    found = []
+    for inplace in (False, True):
+        model = net(inplace=inplace)
+        initialize(model, torch.zeros(1, 16), seed=3)
+        found.append(model.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])

@@ -10,6 +10,7 @@ from mpelu.errors import UsageError
 from mpelu.graph import read
 from mpelu.init import Transformed, nonlinear_depth, tailor
 from mpelu.init.shape import tailored_shape, tailored_slope
+from mpelu.init.tailor import HEAD_GAIN
 from mpelu.models import create_model
 from mpelu.nn import MPELU
 from tests.cases import normal
@@ -46,7 +47,7 @@ def test_a_deep_stack_keeps_its_inputs_apart_and_both_signals(unit):
     """Without tailoring the cosine behind 60 layers is above 0.99 for each of these but tanh (0.9)."""
     depth = 60
     model = mpelus(depth) if unit == "mpelu" else stack(depth, unit)
-    tailor(model, torch.zeros(2, WIDTH), seed=0)
+    tailor(model, torch.zeros(2, WIDTH), seed=0, head_gain=1.0)  # the last layer stands for one of many
     # leaky units are tailored to a cosine of 0.7, MPELU to tau / (2 + tau) = 0.6, the others to 0.13
     assert correlation_behind(model) < 0.8
     first = model[0](normal(64, WIDTH, seed=1, dtype=torch.float32)).detach().requires_grad_()
@@ -230,5 +231,54 @@ def test_a_convolutional_net_of_the_catalog():
     init_plan = tailor(model, torch.zeros(1, 1, 16, 16), seed=0)
     rows = {row.parameter: row for row in init_plan.rows}
     assert rows["act1.alpha"].std == pytest.approx(tailored_shape(29).alpha)
-    assert all(row.second_moment == pytest.approx(1.0, rel=0.01) for row in init_plan.weights)
+    *inner, head = init_plan.weights
+    assert all(row.second_moment == pytest.approx(1.0, rel=0.01) for row in inner)
+    assert head.second_moment == pytest.approx(HEAD_GAIN**2, rel=0.01)
     assert model.training
+
+
+class TwoHeads(nn.Module):
+    """Two outputs behind one stack; the first one ends in a sigmoid, which makes no difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Tanh())
+        self.one, self.two = nn.Linear(WIDTH, 48), nn.Linear(WIDTH, 48, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        return torch.sigmoid(self.one(x)), self.two(x)
+
+
+@pytest.mark.parametrize("head_gain", [0.25, 1.0, 3.0])
+def test_heads_start_with_the_size_that_was_asked_for_and_nothing_else_changes(head_gain):
+    model, other = TwoHeads(), TwoHeads()
+    init_plan = tailor(model, torch.zeros(1, WIDTH), seed=0, head_gain=head_gain)
+    tailor(other, torch.zeros(1, WIDTH), seed=0)
+    with torch.no_grad():
+        one, two = model(normal(2048, WIDTH, seed=5, dtype=torch.float32))
+    for output in (torch.logit(one.double()), two):
+        assert output.square().mean().sqrt().item() == pytest.approx(
+            head_gain, rel=0.03
+        )  # 2048 rows, and those of the plan
+    assert torch.equal(model.stem[2].weight, other.stem[2].weight)
+    heads = {row.parameter: row for row in init_plan.weights[-2:]}
+    assert set(heads) == {"one.weight", "two.weight"}
+    for row in heads.values():
+        assert row.second_moment == pytest.approx(head_gain**2, rel=1e-6)
+        assert row.gain == pytest.approx(row.std * math.sqrt(row.fan))
+        assert (f"head times {head_gain:g}" in row.equation) == (head_gain != 1.0)
+
+
+def test_a_head_of_zero_stays_zero():
+    model = stack(4, nn.Tanh)
+    tailor(model, torch.zeros(1, WIDTH), seed=0, heads="zero")
+    assert not model[-1].weight.any()
+
+
+@pytest.mark.parametrize("head_gain", [0.0, -1.0, math.inf, math.nan])
+def test_a_head_gain_that_is_none_is_refused(head_gain):
+    model = stack(4, nn.Tanh)
+    with pytest.raises(UsageError, match="head_gain must be a number > 0"):
+        tailor(model, torch.zeros(1, WIDTH), seed=0, head_gain=head_gain)
+    assert isinstance(model[1], nn.Tanh)
