@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from mpelu.ops import cpu, fused, operator, output, reference
-from mpelu.ops.plain import is_plain
+from mpelu.ops.plain import is_plain, unseen
 
 
 def apply(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """Compute MPELU: with a kernel where there is one and the tensors are plain, else with the operators of torch."""
     if torch.compiler.is_compiling():
-        return _traced(x, alpha, beta)
+        with unseen():  # a TorchFunctionMode sees the call of MPELU, not what it is made of, as in eager mode
+            return _traced(x, alpha, beta)
     backend = _backend(x, alpha, beta)
     if backend is not None:
         return fused.apply(backend, x, alpha, beta)

@@ -1,5 +1,6 @@
 """Plain tensors: a kernel may read their memory, because nobody asks for more than the values in it."""
 
+from contextlib import nullcontext
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -41,7 +42,10 @@ def _ordinary_keys(device: str) -> frozenset[int]:
     return frozenset((inference_tensor.raw_repr(), tensor.raw_repr()))
 
 
-# Torch has no public names for these. In a release that lacks one of them, no tensor is plain.
+unseen = getattr(torch._C, "DisableTorchFunction", nullcontext)
+"""A context whose calls no ``TorchFunctionMode`` sees. Torch has no public name for it."""
+
+# Nor for these. In a release that lacks one of them, no tensor is plain.
 try:
     _dispatch_keys = torch._C._dispatch_keys
     _transforms = torch._C._are_functorch_transforms_active
