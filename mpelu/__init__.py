@@ -7,8 +7,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mpelu.conversion import Conversion, convert
+    from mpelu.diagnostics import Diagnosis, diagnose, watch
     from mpelu.errors import DataError, MpeluError, UsageError
-    from mpelu.init import InitPlan, gain, initialize, plan, tailor
+    from mpelu.init import InitPlan, fold, gain, initialize, plan, tailor
     from mpelu.models import create_model, list_models
     from mpelu.nn import MPELU
     from mpelu.optim import keep_beta_positive, param_groups
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Conversion": "mpelu.conversion",
+    "Diagnosis": "mpelu.diagnostics",
+    "convert": "mpelu.conversion",
+    "diagnose": "mpelu.diagnostics",
+    "fold": "mpelu.init",
+    "watch": "mpelu.diagnostics",
     "DataError": "mpelu.errors",
     "InitPlan": "mpelu.init",
     "MPELU": "mpelu.nn",
@@ -30,15 +38,20 @@ _HOME = {
     "plan": "mpelu.init",
     "tailor": "mpelu.init",
 }
-_MODULES = ("data", "functional", "graph", "init", "models", "moments", "nn", "optim")
+_MODULES = ("conversion", "data", "diagnostics", "functional", "graph", "init", "models", "moments", "nn", "optim")
 
 __all__ = [  # spelled out for type checkers
     "MPELU",
+    "Conversion",
     "DataError",
+    "Diagnosis",
     "InitPlan",
     "MpeluError",
     "UsageError",
+    "convert",
     "create_model",
+    "diagnose",
+    "fold",
     "gain",
     "initialize",
     "keep_beta_positive",
@@ -46,6 +59,7 @@ __all__ = [  # spelled out for type checkers
     "param_groups",
     "plan",
     "tailor",
+    "watch",
 ]
 
 

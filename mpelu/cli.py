@@ -252,6 +252,17 @@ def _train_parser() -> Parser:
     command.add_argument("--runs", type=Path, default=Path("runs"), help="Folder of all runs.")
     command.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda.")
     command.add_argument("--threads", type=int | None, default=None, help="CPU threads; not given: torch's choice.")
+    command.add_argument(
+        "--watch",
+        type=int | None,
+        default=None,
+        help="Record the signal of every so many-th step in signal.jsonl of the run folder; the run stays the same.",
+    )
+    command.add_argument(
+        "--checkpoint_activations",
+        action="store_true",
+        help="Compute most activations again in the backward pass: less memory, more time, the same bits.",
+    )
     command.add_argument("--json", action="store_true", help="Print a JSON line for each epoch and for the result.")
     return command
 
@@ -272,6 +283,8 @@ def _train(options: Namespace) -> int:
         if options.threads < 1:
             raise UsageError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
+    if options.watch is not None and options.watch < 1:
+        raise UsageError(f"--watch must be at least 1, got {options.watch}")
     prepared = prepare(_recipe(options), seed=options.seed, runs=options.runs)
     first = os.environ.get("RANK", "0") == "0"  # set by torchrun
     spoken = first and not options.json
@@ -286,7 +299,14 @@ def _train(options: Namespace) -> int:
             else:
                 progress.say(_epoch_line(row, prepared.recipe.epochs or 0))
 
-        record = run(prepared, device=options.device, on_epoch=report, on_step=progress.on_step)
+        record = run(
+            prepared,
+            device=options.device,
+            watch_every=options.watch,
+            recompute=options.checkpoint_activations,
+            on_epoch=report,
+            on_step=progress.on_step,
+        )
     if spoken:
         _print_line(_result_line(record))
     elif first:
@@ -479,14 +499,182 @@ def _model_and_shape(options: Namespace) -> tuple[Any, tuple[int, ...]]:
     return model, shape
 
 
-def _shape(text: str) -> tuple[int, ...]:
+def _shape(text: str, option: str = "--shape") -> tuple[int, ...]:
     try:
         sizes = tuple(int(size) for size in text.replace("x", ",").split(","))
     except ValueError:
         sizes = ()
     if not sizes or min(sizes) < 1:
-        raise UsageError(f"--shape must be positive whole numbers with commas, e.g. 3,32,32, got {text!r}")
+        raise UsageError(f"{option} must be positive whole numbers with commas, e.g. 3,32,32, got {text!r}")
     return sizes
+
+
+# mpelu diagnose
+
+
+VIEWS = ("distribution", "residual", "learned")
+
+
+def _diagnose_parser() -> Parser:
+    command = Parser(
+        description="Say whether the signal passes through a network, and if not, where, why and what helps."
+    )
+    command.add_argument(
+        "model",
+        type=str,
+        help="Family and depth, e.g. plain30; a factory of your own, module:function or file.py:function; or the "
+        "folder of a run.",
+    )
+    command.add_argument(
+        "--shape", type=str | None, default=None, help="Of one input, e.g. 3,32,32. Needed for a factory of your own."
+    )
+    command.add_argument("--batch", type=int, default=16, help="Number of examples, at least 2.")
+    command.add_argument(
+        "--data", type=str | None, default=None, help="A data set to take examples and labels from; else N(0, 1)."
+    )
+    command.add_argument(
+        "--activation", type=str, default="mpelu", help="relu, lrelu, prelu, elu, spelu, mpelu or srelu."
+    )
+    command.add_argument("--alpha", type=float | None, default=None, help="Start value of alpha, or slope.")
+    command.add_argument("--beta", type=float | None, default=None, help="Start value of beta.")
+    command.add_argument(
+        "--init",
+        type=str,
+        default="default",
+        help="As 'mpelu init --method', e.g. auto or tailored; default leaves the weights as the model comes.",
+    )
+    command.add_argument("--weights", type=str, default="last", help="Of a run folder: last or best epoch.")
+    command.add_argument("--lr", type=float | None, default=None, help="Show the step that SGD would take with it.")
+    command.add_argument("--seed", type=int, default=0, help="Of weights, examples and dropout.")
+    command.add_argument(
+        "--compare", type=Path | None, default=None, help="JSON of another diagnosis, shown as before."
+    )
+    command.add_argument(
+        "--views", nargs="+", default=[], help=f"Analyses of the paper, also on the page: {', '.join(VIEWS)}."
+    )
+    command.add_argument(
+        "--layers", type=str | None, default=None, help="Of the view distribution, weights by number: 1,7,14,20,27."
+    )
+    command.add_argument("--json", action="store_true", help="Print the diagnosis as JSON, without the views.")
+    command.add_argument("--svg", type=Path | None, default=None, help="Write the figure to this file.")
+    command.add_argument("--out", type=Path | None, default=None, help="Write a page to this file.")
+    command.add_argument("--check", action="store_true", help="Exit with 1 unless the verdict is healthy.")
+    return command
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subject:
+    """What is diagnosed: a network, examples, their labels if there are any, and what the page is called."""
+
+    model: Any
+    example: Any
+    target: Any
+    title: str
+
+
+def _diagnose(options: Namespace) -> int:
+    from mpelu.diagnostics import Diagnosis, diagnose
+    from mpelu.diagnostics.page import render_diagnosis
+    from mpelu.diagnostics.pictures import signal_figure
+    from mpelu.diagnostics.text import comparison
+    from mpelu.report import standalone
+
+    _check_diagnose(options)
+    before = None if options.compare is None else Diagnosis.from_json(options.compare.read_text(encoding="utf-8"))
+    subject = _subject(options)
+    found = diagnose(
+        subject.model,
+        subject.example,
+        target=subject.target,
+        optimizer=_sgd(subject.model, options.lr),
+        seed=options.seed,
+    )
+    views = [_view(name, subject, options) for name in options.views]
+    if options.json:
+        _print_line(found.to_json())
+    else:
+        _print_line(str(found) if before is None else comparison(before, found))
+        for view in views:
+            _print_line(f"\n{view.heading}\n{view.table}".rstrip())
+    if options.svg is not None:
+        _write_text(options.svg, standalone(signal_figure(found, before)))
+        sys.stderr.write(f"{options.svg} written\n")
+    if options.out is not None:
+        _write_text(options.out, render_diagnosis(found, title=subject.title, before=before, views=views))
+        sys.stderr.write(f"{options.out} written\n")
+    return 1 if options.check and found.verdict.state != "healthy" else 0
+
+
+def _check_diagnose(options: Namespace) -> None:
+    unknown = [name for name in options.views if name not in VIEWS]
+    if unknown:
+        raise UsageError(f"unknown view {', '.join(unknown)}; known: {', '.join(VIEWS)}")
+    if options.batch < 2:
+        raise UsageError(f"--batch must be at least 2, for correlations, got {options.batch}")
+    if "learned" in options.views and not Path(options.model).is_dir():
+        raise UsageError(f"the view learned needs the folder of a run in the place of the model, got {options.model}")
+
+
+def _subject(options: Namespace) -> _Subject:
+    """Build the network that the options name, or load it from a run, and take examples for it."""
+    import torch
+
+    from mpelu.data import load, normalize
+    from mpelu.init import initialize, tailor
+
+    if Path(options.model).is_dir():
+        return _subject_of_run(options)
+    data = None if options.data is None else load(options.data)
+    if data is not None and options.shape is None:
+        options.shape = ",".join(map(str, data.train.images.shape[1:]))
+    with torch.random.fork_rng():
+        torch.manual_seed(options.seed)
+        model, shape = _model_and_shape(options)
+        if data is None:
+            example, target = torch.randn(options.batch, *shape), None
+        else:
+            example = normalize(data.train.images[: options.batch], data.mean, data.std)
+            target = data.train.labels[: options.batch]
+    if options.init == "tailored":
+        tailor(model, example[:1], seed=options.seed)
+    elif options.init != "default":
+        initialize(model, example[:1], method=options.init, seed=options.seed)
+    inputs = f"{options.batch} inputs of N(0, 1)" if data is None else f"{options.batch} images of {data.name}"
+    return _Subject(model, example, target, f"{options.model}, {inputs}")
+
+
+def _subject_of_run(options: Namespace) -> _Subject:
+    """Load the network of a run, with images that it was trained on."""
+    from mpelu.data import evaluation_view, load, normalize
+    from mpelu.train.evaluation import load_trained
+
+    trained = load_trained(Path(options.model), weights=options.weights)
+    data = trained.dataset if options.data is None else load(options.data)
+    assert trained.recipe.augment is not None
+    images = evaluation_view(data.train.images[: options.batch], trained.recipe.augment)
+    title = f"{trained.recipe.model} after {trained.epoch} epochs, {len(images)} images of {data.name}"
+    example = normalize(images, trained.dataset.mean, trained.dataset.std)
+    return _Subject(trained.net, example, data.train.labels[: options.batch], title)
+
+
+def _sgd(model: Any, lr: float | None) -> Any:
+    import torch
+
+    return None if lr is None else torch.optim.SGD(model.parameters(), lr=lr)
+
+
+def _view(name: str, subject: _Subject, options: Namespace) -> Any:
+    from mpelu.diagnostics.distribution import distributions
+    from mpelu.diagnostics.linearization import residuals
+    from mpelu.diagnostics.page import distribution_view, learned_view, residual_view
+    from mpelu.train.learned import learned
+
+    if name == "learned":
+        return learned_view(learned(Path(options.model)))
+    if name == "residual":
+        return residual_view(residuals(subject.model, subject.example, seed=options.seed))
+    layers = None if options.layers is None else _shape(options.layers, option="--layers")
+    return distribution_view(distributions(subject.model, subject.example, layers=layers, seed=options.seed))
 
 
 # mpelu data
@@ -548,10 +736,13 @@ def _report_parser() -> Parser:
 def _report(options: Namespace) -> int:
     from mpelu.report import (
         error_curves,
+        find_signals,
         loss_curves,
         markdown_table,
         render_page,
         results_table,
+        signal_figures,
+        signal_table,
         standalone,
         summarize,
     )
@@ -560,6 +751,7 @@ def _report(options: Namespace) -> int:
     records = [record for record in find_results(options.runs) if options.study in (None, record["study"])]
     if not records:
         raise MpeluError(f"no finished run of study {options.study!r}; leave out --study to see them all")
+    signals = find_signals(options.runs, records)
     if options.json:
         for record in records:
             _print_json(record)
@@ -567,12 +759,17 @@ def _report(options: Namespace) -> int:
         _print_line(markdown_table(summarize(records)))
     else:
         _console().print(results_table(summarize(records)))
+        if signals:
+            _console().print(signal_table(signals))
     if options.figures is not None:
         summaries = summarize(records)
         _write_text(options.figures / "train-loss.svg", standalone(loss_curves(summaries)))
         _write_text(options.figures / "test-error.svg", standalone(error_curves(summaries)))
+        for signal in signals:
+            for key, svg in signal_figures(signal.steps, name=signal.name).items():
+                _write_text(options.figures / f"{signal.name}-{key.replace('_', '-')}.svg", standalone(svg))
     if options.out is not None:
-        page = render_page(records, title=options.title, lead=f"{len(records)} runs.", how_to_read=())
+        page = render_page(records, title=options.title, lead=f"{len(records)} runs.", how_to_read=(), signals=signals)
         _write_text(options.out, page)
         sys.stderr.write(f"{options.out} written\n")
     return 0
@@ -635,6 +832,7 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[Namespace], int]]] = {
     "report": (_report_parser, _report),
     "models": (_models_parser, _models),
     "init": (_init_parser, _init),
+    "diagnose": (_diagnose_parser, _diagnose),
     "data": (_data_parser, _data),
     "bench": (_bench_parser, _bench),
 }

@@ -1,15 +1,17 @@
 """The networks of the paper, built without being initialized."""
 
 from mpelu.models.activations import ActivationFactory, activation_factory
+from mpelu.models.build import OWN, build_model, family_of, takes_activation
 from mpelu.models.catalog import FAMILIES, Family, ModelInfo, create_model, list_models, parse_name
 from mpelu.models.cifar_resnet import DESIGNS, Block, Design, residual
-from mpelu.models.factory import load_factory
+from mpelu.models.factory import load_factory, source_sha256
 from mpelu.models.nin import nin
 from mpelu.models.plain import CaffeMaxPool, CaffePyramidPool, PyramidPool, imagenet, plain
 
 __all__ = [
     "DESIGNS",
     "FAMILIES",
+    "OWN",
     "ActivationFactory",
     "Block",
     "CaffeMaxPool",
@@ -19,7 +21,9 @@ __all__ = [
     "ModelInfo",
     "PyramidPool",
     "activation_factory",
+    "build_model",
     "create_model",
+    "family_of",
     "imagenet",
     "list_models",
     "load_factory",
@@ -27,4 +31,6 @@ __all__ = [
     "parse_name",
     "plain",
     "residual",
+    "source_sha256",
+    "takes_activation",
 ]

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mpelu.report import cells
 from mpelu.report.plots import error_curves, loss_curves
+from mpelu.report.signal import Signal, signal_figures
 from mpelu.report.summary import Record, Summary, labels, summarize
 from mpelu.report.verdict import Verdict
 
@@ -20,6 +21,14 @@ class Panel:
     place: str
     loss_svg: str
     error_svg: str
+
+
+@dataclass(frozen=True)
+class SignalPanel:
+    """What was watched in one run: an SVG figure for each quantity, by its key."""
+
+    run: str
+    figures: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,7 @@ def render_page(
     lead: str,
     how_to_read: Sequence[str],
     verdicts: Sequence[Verdict] = (),
+    signals: Sequence[Signal] = (),
 ) -> str:
     """Return the report as one HTML page that needs no script and no network, the same for the same arguments.
 
@@ -50,6 +60,7 @@ def render_page(
         lead: One paragraph: what was asked, and what came out.
         how_to_read: Paragraphs that say what to look for and what not to conclude.
         verdicts: The claims that the runs were made for, if any.
+        signals: What was watched in the runs, if anything.
 
     Raises:
         DataError: If :func:`~mpelu.report.summary.summarize` refuses the records.
@@ -69,6 +80,7 @@ def render_page(
             labels=labels(summaries),
             place=cells.common_measured_on(summaries),
             panels=curve_panels(summaries),
+            signals=signal_panels(signals),
             several_seeds=any(cells.seeds_finished(summary.last_epoch) > 1 for summary in summaries),
             any_diverged=any(summary.diverged for summary in summaries),
             differing=[setting for setting in settings if setting.differs],
@@ -93,6 +105,17 @@ def curve_panels(summaries: Sequence[Summary]) -> tuple[Panel, ...]:
             error_svg=error_curves(alike, name=f"test-error-{number}"),
         )
         for number, alike in enumerate(places.values(), start=1)
+    )
+
+
+def signal_panels(signals: Sequence[Signal]) -> tuple[SignalPanel, ...]:
+    """Return the figures of each watched run."""
+    return tuple(
+        SignalPanel(
+            run=f"{signal.recipe}, seed {signal.seed}",
+            figures=tuple(signal_figures(signal.steps, name=f"signal-{number}").items()),
+        )
+        for number, signal in enumerate(signals, start=1)
     )
 
 

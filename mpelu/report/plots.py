@@ -1,58 +1,31 @@
-"""Figures as SVG text that follows the colour of the text around it and is the same on every run."""
+"""Figures of runs: curves by epoch, and shapes of activations."""
 
-import io
 import math
-import re
 import statistics
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Any
 
 import numpy as np
-from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from mpelu.report.drawing import (
+    COLORS,
+    INK,
+    LINESTYLES,
+    WIDTH_INCHES,
+    add_legend,
+    drawing,
+    height_inches,
+    line_style,
+    svg_text,
+)
 from mpelu.report.summary import Record, Summary, finite, labels
 
-# Okabe and Ito's colours for all kinds of colour vision, moved to a lightness that reads on white and on near-black
-# (contrast of at least 3 with both); the fifth and the sixth lean on their marks.
-COLORS = ("#d55e00", "#1f7fc4", "#0a8f6a", "#b8609a", "#8c7a1d", "#7d7f86")
-LINESTYLES = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)), (0, (8, 2)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-WIDTH_INCHES = 5.4
 CEILING = 2.5  # times chance: above it the vertical axis is cut
 LEGEND_LETTERS = 60
-INK = "#010203"  # stands for the colour of the text around the figure, and is replaced by currentColor
-STYLE = {
-    "axes.edgecolor": INK,
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.7,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "font.size": 10.5,
-    "grid.alpha": 0.13,
-    "grid.color": INK,
-    "grid.linewidth": 0.7,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4.5,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "mpelu",
-    "text.color": INK,
-    "text.parse_math": False,  # a recipe's name may hold a dollar sign
-    "xtick.color": INK,
-    "xtick.major.width": 0.7,
-    "ytick.color": INK,
-    "ytick.major.width": 0.7,
-}
 
 
 @dataclass(frozen=True)
@@ -113,11 +86,6 @@ def error_curves(summaries: Sequence[Summary], *, name: str = "test-error") -> s
     )
 
 
-def standalone(svg: str) -> str:
-    """Return a figure as a file of its own: black on white, since no page around it sets the colours."""
-    return svg.replace("<svg ", '<svg style="background: white; color: black" ', 1)
-
-
 def activation_shapes(*, name: str = "activation-shapes") -> str:
     """Return ReLU, PReLU, ELU and two MPELUs as SVG; the second MPELU is all but PReLU with slope 0.25."""
     x = np.linspace(-4.0, 2.0, 241)
@@ -128,16 +96,16 @@ def activation_shapes(*, name: str = "activation-shapes") -> str:
         "MPELU, alpha 3, beta 1": _mpelu(x, 3.0, 1.0),
         "MPELU, alpha 25.6302, beta 0.01": _mpelu(x, 25.6302, 0.01),
     }
-    with _drawing():
-        figure = Figure(figsize=(WIDTH_INCHES, _height(list(shapes), columns=1)), layout="constrained")
+    with drawing():
+        figure = Figure(figsize=(WIDTH_INCHES, height_inches(list(shapes), columns=1)), layout="constrained")
         axes = figure.add_subplot()
         for index, y in enumerate(shapes.values()):
-            axes.plot(x, y, **_line(index), markevery=(8 * index, 40))
+            axes.plot(x, y, **line_style(index), markevery=(8 * index, 40))
         axes.set_xlabel("x")
         axes.set_ylabel("f(x)")
-        _legend(figure, list(shapes), columns=1)
+        add_legend(figure, list(shapes), columns=1)
         description = "f(x) = x for x > 0, else alpha (exp(beta x) - 1). Shown: " + "; ".join(shapes) + "."
-        return _svg(figure, name=name, title="Shapes of activations", description=description)
+        return svg_text(figure, name=name, title="Shapes of activations", description=description)
 
 
 def _mpelu(x: np.ndarray, alpha: float, beta: float) -> np.ndarray:
@@ -150,8 +118,8 @@ def _history_figure(
     names = [_legend_name(label, summary) for label, summary in zip(labels(summaries), summaries, strict=True)]
     columns = 1 if max(map(len, names)) > 26 else 2
     ceiling = CEILING * chance
-    with _drawing():
-        figure = Figure(figsize=(WIDTH_INCHES, _height(names, columns=columns)), layout="constrained")
+    with drawing():
+        figure = Figure(figsize=(WIDTH_INCHES, height_inches(names, columns=columns)), layout="constrained")
         axes = figure.add_subplot()
         for index, summary in enumerate(summaries):
             _draw_recipe(axes, summary, key=key, index=index, ceiling=ceiling)
@@ -160,9 +128,9 @@ def _history_figure(
         axes.set_xlabel("epoch")
         axes.set_ylabel(y_label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _legend(figure, names, columns=columns)
+        add_legend(figure, names, columns=columns)
         description = f"{y_label} by epoch; dotted line: {chance_label}. Recipes: {'; '.join(names)}."
-        return _svg(figure, name=name, title=f"{y_label.capitalize()} by epoch", description=description)
+        return svg_text(figure, name=name, title=f"{y_label.capitalize()} by epoch", description=description)
 
 
 def _legend_name(label: str, summary: Summary) -> str:
@@ -176,7 +144,7 @@ def _draw_recipe(axes: Axes, summary: Summary, *, key: str, index: int, ceiling:
     if finished:
         points = curve(finished, key)
         every = max(1, len(points.epochs) // 7)
-        axes.plot(points.epochs, points.mean, **_line(index), markevery=(index % every, every))
+        axes.plot(points.epochs, points.mean, **line_style(index), markevery=(index % every, every))
         if len(finished) > 1:
             axes.fill_between(points.epochs, points.low, points.high, color=color, alpha=0.18, linewidth=0)
     for run in summary.runs:
@@ -210,51 +178,3 @@ def _limit(axes: Axes, *, chance: float, greatest: float, ceiling: float) -> Non
     if greatest > ceiling:
         note = f"cut at {ceiling:.3g}; the greatest value is {greatest:.3g}"
         axes.text(1.0, 1.015, note, transform=axes.transAxes, fontsize=9, ha="right")
-
-
-def _line(index: int) -> dict[str, Any]:
-    return {
-        "color": COLORS[index % len(COLORS)],
-        "linestyle": LINESTYLES[index % len(LINESTYLES)],
-        "marker": MARKERS[index % len(MARKERS)],
-    }
-
-
-def _height(names: Sequence[str], *, columns: int) -> float:
-    lines = sum(name.count("\n") + 1 for name in names)
-    return 3.35 + 0.2 * math.ceil(lines / columns)
-
-
-def _legend(figure: Figure, names: Sequence[str], *, columns: int) -> None:
-    handles = [Line2D([], [], **_line(index)) for index in range(len(names))]
-    blanks = ["-"] * len(names)  # set below: a legend drops a label that starts with an underscore
-    legend = figure.legend(
-        handles, blanks, loc="outside lower left", ncols=columns, frameon=False, handlelength=3.6, borderpad=0.2
-    )
-    for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_text(name)
-
-
-@contextmanager
-def _drawing() -> Iterator[None]:
-    """Draw with our style only, whatever the user's own matplotlibrc says."""
-    with style.context(["default", STYLE]):
-        yield
-
-
-def _svg(figure: Figure, *, name: str, title: str, description: str) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = re.sub(
-        r"^.*?(?=<svg )|<metadata>.*?</metadata>|<style .*?</style>|<!--.*?-->", "", buffer.getvalue(), flags=re.S
-    )
-    svg = re.sub(r"font-family: [^;\"]*; ", "", svg)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
-    svg = svg.replace(INK, "currentColor")
-    head = f'<title id="{name}-title">{escape(title)}</title>\n<desc id="{name}-desc">{escape(description)}</desc>'
-    root = (
-        f'<svg role="img" aria-labelledby="{name}-title {name}-desc" stroke-linejoin="round" font-family="sans-serif" '
-    )
-    return re.sub(r"<svg ([^>]*)>", lambda match: f"{root}{match[1]}>\n{head}", svg, count=1)

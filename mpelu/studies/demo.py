@@ -97,8 +97,8 @@ HOW_TO_READ_DEEP = (
     FLAT_LINE,
     (
         "At this depth it is not enough that the signal keeps its size: layer by layer all images become alike, and "
-        "what looks the same is hard to tell apart. Eq. 22 and MSRA do not take that into account: from Eq. 22 a net of "
-        "100 layers still learns, but slowly."
+        "what looks the same is hard to tell apart. Eq. 22 and MSRA do not take that into account: from Eq. 22 a net "
+        "of 100 layers still learns, but slowly."
     ),
     (
         "Tailoring starts MPELU nearly linear, with alpha and beta chosen from the depth, so that images stay apart; "

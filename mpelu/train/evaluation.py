@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import yaml
+from torch import nn
 
-from mpelu.data import evaluation_view, load, normalize
+from mpelu.data import Dataset, evaluation_view, load, normalize
 from mpelu.errors import DataError, UsageError
 from mpelu.train import checkpoint
 from mpelu.train.loop import batches_of
-from mpelu.train.recipe import Recipe, recipe_hash
-from mpelu.train.run import BEST, CONFIG, LAST, build
+from mpelu.train.network import build, hash_of
+from mpelu.train.recipe import Recipe
+from mpelu.train.run import BEST, CONFIG, LAST
 
 FILES = {"last": LAST, "best": BEST}
 
@@ -44,22 +46,8 @@ def evaluate(folder: Path, *, weights: str = "last", data: str | None = None) ->
         DataError: If the folder is no run.
         CheckpointError: If the checkpoint is damaged or belongs to another model.
     """
-    if weights not in FILES:
-        raise UsageError(f"weights must be last or best, got {weights!r}")
-    recipe = read_recipe(folder)
-    trained_on = load(recipe.data).limited(recipe.limit)
-    net, _ = build(recipe, trained_on, seed=0)
-    path = folder / FILES[weights]
-    if not path.exists():
-        raise DataError(f"{path} is missing: no epoch of this run was finished; continue it with 'mpelu train'")
-    state = checkpoint.load(path)
-    wanted = recipe_hash(recipe, trained_on.sha256)
-    if state.get("hash") != wanted:
-        raise checkpoint.CheckpointError(
-            f"{path} belongs to recipe {state.get('hash')}, but {CONFIG} and the data beside it are recipe {wanted}; "
-            f"put back the file of this run"
-        )
-    net.load_state_dict(state["model"])
+    trained = load_trained(folder, weights=weights)
+    net, recipe, trained_on = trained.net, trained.recipe, trained.dataset
     tested = trained_on if data is None else load(data)
     if tested.classes != trained_on.classes or tested.test.images.shape[1:] != trained_on.test.images.shape[1:]:
         raise UsageError(
@@ -84,9 +72,50 @@ def evaluate(folder: Path, *, weights: str = "last", data: str | None = None) ->
         test_loss=loss / count,
         test_error_percent=100.0 * wrong / count,
         weights=weights,
-        epoch=state["epoch"],
+        epoch=trained.epoch,
         images_per_second=count / (time.perf_counter() - started),
     )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The network of a run at the end of an epoch, with what it was trained on."""
+
+    net: nn.Module
+    recipe: Recipe
+    dataset: Dataset
+    epoch: int
+
+
+def load_trained(folder: Path, *, weights: str = "last") -> Trained:
+    """Build the network of a run folder and give it the weights of an epoch.
+
+    Args:
+        folder: The run folder.
+        weights: ``last`` or ``best`` epoch.
+
+    Raises:
+        UsageError: If ``weights`` is neither.
+        DataError: If the folder is no run, or no epoch of it was finished.
+        CheckpointError: If the checkpoint is damaged or belongs to another model.
+    """
+    if weights not in FILES:
+        raise UsageError(f"weights must be last or best, got {weights!r}")
+    recipe = read_recipe(folder)
+    dataset = load(recipe.data).limited(recipe.limit)
+    net, _ = build(recipe, dataset, seed=0)
+    path = folder / FILES[weights]
+    if not path.exists():
+        raise DataError(f"{path} is missing: no epoch of this run was finished; continue it with 'mpelu train'")
+    state = checkpoint.load(path)
+    wanted = hash_of(recipe, dataset)
+    if state.get("hash") != wanted:
+        raise checkpoint.CheckpointError(
+            f"{path} belongs to recipe {state.get('hash')}, but {CONFIG} and the data beside it are recipe {wanted}; "
+            f"put back the file of this run"
+        )
+    net.load_state_dict(state["model"])
+    return Trained(net, recipe, dataset, state["epoch"])
 
 
 def read_recipe(folder: Path) -> Recipe:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +16,8 @@ class Recipe:
     """How one network is trained. None means: the value of the paper for that family of networks.
 
     Args:
-        model: Family and depth, e.g. plain30, nopre164 ("mpelu models" lists them).
+        model: Family and depth, e.g. plain30, nopre164 ("mpelu models" lists them); a function of your own that
+            returns a network, module:function or file.py:function; or a name that timm knows, where it is installed.
         activation: relu, lrelu, prelu, elu, spelu, mpelu or srelu.
         alpha: Start value of alpha (mpelu: 0.25 if not given; elu, spelu: 1), or slope (lrelu: 0.1, prelu: 0.25,
             srelu on the left: 0.2).
@@ -23,11 +25,14 @@ class Recipe:
         width: Channels of the convolutions (plain nets: 16 if not given).
         batch_norm: Batch normalization without scale and shift before each activation (plain nets only).
         dropout: Dropout probability after the hidden fully connected layers (plain nets only).
+        model_options: Further options of the network, e.g. --model_options.shortcut B.
         init: Weights: eq22 (slope of the feeding activation), released (as in the authors' code), msra, xavier,
             gaussian, or default (torch's own); second_moment, critical or auto (exact for every activation); tailored
             (activations too, by depth).
         init_mode: Fan of the initialization: fan_in, fan_out or average.
         init_std: Standard deviation of the gaussian initialization.
+        layer_std: Standard deviations of single parameters in the place of what init gives, by patterns of their names.
+        layer_lr: Multipliers of the learning rates of single parameters, beside those below, likewise.
         data: digits (built in), cifar10, cifar100 (from the Hub), or a folder with Parquet or official CIFAR files.
         limit: Use the first so many training images only.
         augment: none, pad4 (pad 4, crop, flip), pad4-noflip or crop28 (28 pixel crop, flip); not given: pad4 for 32
@@ -60,11 +65,14 @@ class Recipe:
     width: int | None = None
     batch_norm: bool | None = None
     dropout: float | None = None
+    model_options: dict[str, Any] | None = None
     init: Literal[
         "eq22", "released", "msra", "xavier", "gaussian", "default", "second_moment", "critical", "auto", "tailored"
     ] = "eq22"
     init_mode: Literal["fan_in", "fan_out", "average"] = "fan_in"
     init_std: float = 0.01
+    layer_std: dict[str, float] | None = None
+    layer_lr: dict[str, float] | None = None
     data: str = "digits"
     limit: int | None = None
     augment: Literal["none", "pad4", "pad4-noflip", "crop28"] | None = None
@@ -113,6 +121,8 @@ RANGES: dict[str, tuple[str, Any]] = {
     "width": ("at least 1", _positive),
     "dropout": ("in [0, 1)", lambda value: 0 <= value < 1),
     "init_std": ("> 0", _positive),
+    "layer_std": ("patterns with a number >= 0", lambda given: all(_not_negative(value) for value in given.values())),
+    "layer_lr": ("patterns with a number >= 0", lambda given: all(_not_negative(value) for value in given.values())),
     "limit": ("at least 1", _positive),
     "epochs": ("at least 1", _positive),
     "batch_size": ("at least 1", _positive),
@@ -137,10 +147,13 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "plain": PLAIN,
     "imagenet": PLAIN,
     "nin": {"epochs": 307, "batch_size": 128, "lr": 0.1, "milestones": (100 / 120,), "weight_decay": 1e-4},
-    **dict.fromkeys(RESIDUAL_FAMILIES, RESIDUAL),
+    **dict.fromkeys((*RESIDUAL_FAMILIES, "own", "timm"), RESIDUAL),
 }
 """The paper's values. Its lengths are 750k iterations of 64 images on ImageNet (37.5 epochs) for the plain nets, 120k
-iterations of 128 images (307 epochs) for NIN, and 200 epochs for the residual nets."""
+iterations of 128 images (307 epochs) for NIN, and 200 epochs for the residual nets. Networks that are not of the
+catalog are trained as residual nets."""
+ADDED = {"model_options": None, "layer_std": None, "layer_lr": None}
+"""Fields that older recipes lack, and the value with which they are the same."""
 
 
 def resolve(recipe: Recipe, *, family: str, image_size: int) -> Recipe:
@@ -153,10 +166,19 @@ def resolve(recipe: Recipe, *, family: str, image_size: int) -> Recipe:
 
 def recipe_name(recipe: Recipe) -> str:
     """Return the name of the run folder before the hash: model, activation and initialization."""
-    return f"{recipe.model}-{recipe.activation}-{recipe.init}"
+    return re.sub(r"[^\w.-]+", "-", f"{recipe.model}-{recipe.activation}-{recipe.init}").lstrip("-.")
 
 
-def recipe_hash(recipe: Recipe, data_sha256: str) -> str:
-    """Return 8 hexadecimal digits that change with every field and with the content of the data, not its path."""
+def recipe_hash(recipe: Recipe, data_sha256: str, model_sha256: str = "") -> str:
+    """Return 8 hexadecimal digits that change with every field and with the content of the data, not its path.
+
+    Args:
+        recipe: A resolved one.
+        data_sha256: Digest of the data.
+        model_sha256: Digest of the file that a network of the user's is written in.
+    """
     fields = dataclasses.asdict(recipe) | {"data": data_sha256}
+    fields = {name: value for name, value in fields.items() if name not in ADDED or value != ADDED[name]}
+    if model_sha256:
+        fields["model"] = f"{recipe.model.rpartition(':')[2]} {model_sha256}"
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]

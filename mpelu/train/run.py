@@ -1,4 +1,4 @@
-"""A run: recipe and seed become objects, a folder, and at the end one record. Here names become objects."""
+"""A run: recipe and seed become a network, a folder, and at the end one record."""
 
 import csv
 import dataclasses
@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,18 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from mpelu.data import Dataset, load
+from mpelu.diagnostics.watch import Watch, watch
 from mpelu.errors import MpeluError, UsageError
-from mpelu.init import InitPlan, initialize, tailor
-from mpelu.models import FAMILIES, create_model, parse_name
+from mpelu.models import family_of, takes_activation
 from mpelu.optim import keep_beta_positive, param_groups
+from mpelu.report.signal import SIGNAL
 from mpelu.train import checkpoint
-from mpelu.train.batches import rank_slice, stream_seed
+from mpelu.train.batches import rank_slice, steps_per_epoch
 from mpelu.train.environment import describe_environment
 from mpelu.train.loop import DivergedError, Position, StoppedError, Trainer
-from mpelu.train.recipe import Recipe, recipe_hash, recipe_name, resolve
+from mpelu.train.network import AS_BUILT, build, check_network, hash_of
+from mpelu.train.recipe import Recipe, recipe_name, resolve
+from mpelu.train.recompute import checkpoint_activations
 from mpelu.train.records import METRICS, RESULT, read_result, to_json
 
 LAST, BEST, WEIGHTS, CONFIG = "last.ckpt", "best.ckpt", "weights.safetensors", "config.yaml"
@@ -58,7 +61,9 @@ def prepare(recipe: Recipe, *, seed: int, runs: Path, study: str = "train") -> P
         UsageError: If the network cannot be built so, or the batch is larger than the training set.
         DataError: If the data set cannot be read.
     """
-    family, _ = parse_name(recipe.model)
+    family = family_of(recipe.model)
+    if not takes_activation(recipe.model):
+        recipe = dataclasses.replace(recipe, activation=AS_BUILT)
     dataset = load(recipe.data).limited(recipe.limit)
     resolved = resolve(recipe, family=family, image_size=dataset.train.images.shape[-1])
     images = len(dataset.train.labels)
@@ -69,45 +74,10 @@ def prepare(recipe: Recipe, *, seed: int, runs: Path, study: str = "train") -> P
             f"lower --batch-size or raise --limit"
         )
     with torch.random.fork_rng(devices=[]):
-        _network(resolved, dataset)
-    digest = recipe_hash(resolved, dataset.sha256)
+        check_network(resolved, dataset)
+    digest = hash_of(resolved, dataset)
     folder = runs / study / f"{recipe_name(resolved)}-{digest}" / f"seed{seed}"
     return Prepared(resolved, seed, dataset, digest, folder)
-
-
-def _network(recipe: Recipe, dataset: Dataset) -> nn.Module:
-    """Build the network of a recipe for the images and classes of a data set, with torch's default weights."""
-    options: dict[str, Any] = {
-        name: getattr(recipe, name) for name in ("width", "batch_norm", "dropout") if getattr(recipe, name) is not None
-    }
-    family, _ = parse_name(recipe.model)
-    if "input_size" in FAMILIES[family].options:
-        options["input_size"] = dataset.train.images.shape[-1]
-    return create_model(
-        recipe.model,
-        len(dataset.classes),
-        recipe.activation,
-        alpha=recipe.alpha,
-        beta=recipe.beta,
-        in_channels=dataset.train.images.shape[1],
-        **options,
-    )
-
-
-def build(recipe: Recipe, dataset: Dataset, *, seed: int) -> tuple[nn.Module, InitPlan | None]:
-    """Build the network of a resolved recipe and initialize it; the same seed gives the same weights.
-
-    Returns:
-        The network, and what was done to it; None for torch's own initialization.
-    """
-    torch.manual_seed(stream_seed(seed, "weights"))
-    net = _network(recipe, dataset)
-    example, stream = torch.zeros(1, *dataset.train.images.shape[1:]), stream_seed(seed, "init")
-    if recipe.init == "default":
-        return net, None
-    if recipe.init == "tailored":
-        return net, tailor(net, example, stream)
-    return net, initialize(net, example, method=recipe.init, mode=recipe.init_mode, std=recipe.init_std, seed=stream)
 
 
 def run(
@@ -115,6 +85,8 @@ def run(
     *,
     study: str = "train",
     device: str = "auto",
+    watch_every: int | None = None,
+    recompute: bool = False,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> dict[str, Any]:
@@ -127,6 +99,10 @@ def run(
         prepared: See :func:`prepare`.
         study: Name of what the run belongs to; stands in the record.
         device: ``auto``, ``cpu`` or ``cuda``.
+        watch_every: If given, the signal of every so many-th step goes to ``signal.jsonl`` in the run folder, seen by
+            the first process; see :func:`mpelu.watch`. The run is the same to the bit, and so is its hash.
+        recompute: Whether most activations are computed again in the backward pass instead of being kept; see
+            :func:`mpelu.train.recompute.checkpoint_activations`. The run is the same to the bit.
         on_epoch: Called in the first process with each row of the history.
         on_step: Called in every process after each step.
 
@@ -134,16 +110,20 @@ def run(
         The record, as in ``result.json``.
 
     Raises:
+        UsageError: If ``watch_every`` is less than 1, the batches do not suit the processes, or ``recompute`` meets a
+            compiled network.
         StoppedError: If SIGINT or SIGTERM arrived; the state is saved.
         MpeluError: If the folder cannot be written, another process is at work in it, or its checkpoints are damaged.
     """
     folder = prepared.folder
     if (folder / RESULT).exists():
         return read_result(folder)
+    if recompute and prepared.recipe.compile:
+        raise UsageError("torch.compile decides by itself what is computed again: leave out one of the two")
     fabric = _fabric(device, prepared.recipe.precision)
     _check_batches(prepared, fabric.world_size)
     with torch.random.fork_rng(), _locked(folder, fabric), _log_file(folder, fabric), _signals() as stop_signal:
-        trainer = _trainer(prepared, fabric, stop_signal, on_step)
+        trainer = _trainer(prepared, fabric, stop_signal, on_step, recompute=recompute)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         environment = describe_environment(fabric.device, processes=fabric.world_size) | {"started_utc": started}
         if fabric.is_global_zero:
@@ -151,7 +131,9 @@ def run(
                 folder / CONFIG, yaml.safe_dump(_plain(prepared.recipe), sort_keys=False).encode()
             )
             checkpoint.write_atomically(folder / "environment.json", to_json(environment, indent=2).encode())
-        outcome, reason, position = _train(trainer, prepared, on_epoch)
+        position = _resume(trainer, prepared)
+        with _watching(trainer, prepared, position, watch_every) as signal_watch:
+            outcome, reason = _train(trainer, prepared, position, on_epoch, signal_watch)
         record = _record(trainer, prepared, position, study, outcome, reason, environment)
         if fabric.is_global_zero:
             weights = {name: tensor.contiguous() for name, tensor in trainer.net.state_dict().items()}
@@ -164,21 +146,42 @@ def run(
         return record
 
 
+def _watching(
+    trainer: Trainer, prepared: Prepared, position: Position, every: int | None
+) -> AbstractContextManager[Watch | None]:
+    """Watch the signal in the first process, where that was asked for; go on with the file at a position."""
+    if every is None or not trainer.fabric.is_global_zero:
+        return nullcontext()
+    recipe = prepared.recipe
+    assert recipe.batch_size is not None
+    return watch(
+        trainer.model,
+        every,
+        path=prepared.folder / SIGNAL,
+        optimizer=trainer.optimizer,
+        start=position.step,
+        steps_per_epoch=steps_per_epoch(len(prepared.dataset.train.labels), recipe.batch_size),
+    )
+
+
 def _train(
-    trainer: Trainer, prepared: Prepared, on_epoch: Callable[[dict[str, Any]], None] | None
-) -> tuple[str, str | None, Position]:
+    trainer: Trainer,
+    prepared: Prepared,
+    position: Position,
+    on_epoch: Callable[[dict[str, Any]], None] | None,
+    signal_watch: Watch | None,
+) -> tuple[str, str | None]:
     """Run the epochs that are left; saves after each, and in between when a signal asks to stop."""
     recipe, folder, fabric = prepared.recipe, prepared.folder, trainer.fabric
-    position = _resume(trainer, prepared)
     assert recipe.epochs is not None
     while position.epoch < recipe.epochs:
         started = time.perf_counter()
         try:
             trainer.train_epoch(position)
         except DivergedError as error:
-            return "diverged", str(error), position
+            return "diverged", str(error)
         except StoppedError as error:
-            _save(trainer, prepared, position)
+            _save(trainer, prepared, position, signal_watch)
             raise StoppedError(
                 error.signal_number, f"{error}; saved in {folder}, run the same command to continue"
             ) from None
@@ -200,12 +203,12 @@ def _train(
         if fabric.is_global_zero and best(position.history) is row:
             state = {"hash": prepared.hash, "epoch": row["epoch"], "model": trainer.net.state_dict()}
             checkpoint.save(folder / BEST, state, keep_previous=False)
-        _save(trainer, prepared, position)
+        _save(trainer, prepared, position, signal_watch)
         if fabric.is_global_zero:
             logger.info("%s", to_json(row))
             if on_epoch is not None:
                 on_epoch(row)
-    return "finished", None, position
+    return "finished", None
 
 
 def best(history: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -213,7 +216,9 @@ def best(history: list[dict[str, Any]]) -> dict[str, Any] | None:
     return min(history, key=lambda row: row["test_error_percent"], default=None)
 
 
-def _save(trainer: Trainer, prepared: Prepared, position: Position) -> None:
+def _save(trainer: Trainer, prepared: Prepared, position: Position, signal_watch: Watch | None) -> None:
+    if signal_watch is not None:  # what was seen before a checkpoint is in its file before the checkpoint is
+        signal_watch.flush()
     sums = trainer.over_processes(position.sums)
     position.sums = sums if trainer.fabric.is_global_zero else torch.zeros_like(sums)
     if not trainer.fabric.is_global_zero:
@@ -270,6 +275,8 @@ def _trainer(
     fabric: Fabric,
     stop_signal: Callable[[], int],
     on_step: Callable[[int, Tensor], None] | None,
+    *,
+    recompute: bool,
 ) -> Trainer:
     recipe = prepared.recipe
     assert recipe.lr is not None
@@ -278,6 +285,8 @@ def _trainer(
     if recipe.channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
     net = net.to(fabric.device)
+    if recompute:
+        checkpoint_activations(net)
     if recipe.compile:
         net.compile()
     groups = param_groups(

@@ -6,7 +6,8 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from mpelu.report.plots import COLORS, INK, LINESTYLES, MARKERS, activation_shapes, curve, error_curves, loss_curves
+from mpelu.report.drawing import COLORS, INK, LINESTYLES, MARKERS
+from mpelu.report.plots import activation_shapes, curve, error_curves, loss_curves
 from mpelu.report.summary import summarize
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -365,7 +365,7 @@ def test_tailored_run_continues_and_is_tested_as_it_was_trained(small, tmp_path,
 
 
 def test_tailored_rates_reach_the_optimizer(small, tmp_path):
-    from mpelu.train.run import build
+    from mpelu.train.network import build
 
     recipe = replace(small, model="plain100", init="tailored", batch_norm=False)
     prepared = prepare(recipe, seed=0, runs=tmp_path)
