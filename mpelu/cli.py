@@ -11,7 +11,8 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -285,7 +286,8 @@ def _train(options: Namespace) -> int:
         torch.set_num_threads(options.threads)
     if options.watch is not None and options.watch < 1:
         raise UsageError(f"--watch must be at least 1, got {options.watch}")
-    prepared = prepare(_recipe(options), seed=options.seed, runs=options.runs)
+    with _loading(show=not options.json) as on_progress:
+        prepared = prepare(_recipe(options), seed=options.seed, runs=options.runs, on_progress=on_progress)
     first = os.environ.get("RANK", "0") == "0"  # set by torchrun
     spoken = first and not options.json
     finished = (prepared.folder / RESULT).exists()
@@ -333,13 +335,29 @@ def _result_line(record: dict[str, Any]) -> str:
     )
 
 
+@contextmanager
+def _loading(*, show: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar while images are preprocessed or opened, on a terminal."""
+    from rich.progress import Progress
+
+    with Progress(disable=not (show and sys.stdout.isatty()), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def on_progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done)
+
+        yield on_progress
+
+
 class _Progress:
     """A bar over the steps of an epoch on a terminal, nothing elsewhere."""
 
     def __init__(self, prepared: Any, *, show: bool) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        from mpelu.train.batches import steps_per_epoch
+        from mpelu.data.batches import steps_per_epoch
 
         recipe, images = prepared.recipe, len(prepared.dataset.train.labels)
         self._steps = steps_per_epoch(images, recipe.batch_size)
@@ -684,6 +702,9 @@ def _data_parser() -> Parser:
     command = Parser(description="List the data sets, or check one by opening every image.")
     command.add_argument("action", type=Literal["list", "check"], help="What to do.")
     command.add_argument("source", type=str | None, nargs="?", default=None, help="Of check: a name, or a folder.")
+    command.add_argument("--resize", type=int | None, default=None, help="Scale every image to this size in pixels.")
+    command.add_argument("--stream", action="store_true", help="Open photographs one by one, e.g. those of ImageNet.")
+    command.add_argument("--workers", type=int, default=0, help="Of --stream: processes that decode.")
     command.add_argument("--json", action="store_true", help="Print JSON.")
     return command
 
@@ -691,12 +712,16 @@ def _data_parser() -> Parser:
 def _data(options: Namespace) -> int:
     from rich.table import Table
 
-    from mpelu.data import check, describe
+    from mpelu.data import check, check_photographs, describe
 
     if options.action == "check":
         if options.source is None:
             raise UsageError("'mpelu data check' needs a name or a folder, e.g. 'mpelu data check digits'")
-        report = check(options.source)
+        if options.stream:
+            with _loading(show=not options.json) as on_progress:
+                report = check_photographs(options.source, workers=options.workers, on_progress=on_progress)
+        else:
+            report = check(options.source, resize=options.resize)
         if options.json:
             _print_json(dataclasses.asdict(report))
         else:

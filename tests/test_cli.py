@@ -263,7 +263,7 @@ def test_lists_for_programs(capsys):
     models = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert models["nopre164"]["parameters"] == 1_696_250
     assert mpelu("data", "list", "--json") == 0
-    assert {row["name"] for row in json.loads(capsys.readouterr().out)} == {"digits", "cifar10", "cifar100"}
+    assert {row["name"] for row in json.loads(capsys.readouterr().out)} == {"digits", "cifar10", "cifar100", "imagenet"}
     assert mpelu("data", "check", "digits", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert (sum(report["train"]), sum(report["test"])) == (1500, 297)

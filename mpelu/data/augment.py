@@ -1,4 +1,4 @@
-"""Augmentation of whole batches of uint8 images, and normalization.
+"""Augmentation of whole batches of images, and normalization.
 
 All random numbers are drawn on the CPU, for the whole batch and in one fixed order, so that a seed gives the same batch
 on every device.
@@ -40,36 +40,36 @@ AUGMENTATIONS = {
 def augment(images: Tensor, kind: str, *, mean: Sequence[float], generator: torch.Generator) -> Tensor:
     """Return training images, each one changed at random (the same tensor if the kind changes nothing).
 
-    The padding has the mean colour, rounded to whole pixel values; after :func:`normalize` it is zero to within half a
-    pixel value.
+    The padding has the mean colour. In uint8 it is rounded to whole pixel values, so that after :func:`normalize` it is
+    zero to within half a pixel value; in floating images it is exact.
 
     Args:
-        images: uint8, shape ``(N, C, H, W)``, any device.
+        images: uint8 or floating, shape ``(N, C, H, W)``, any device.
         kind: A name in :data:`AUGMENTATIONS`.
-        mean: Mean of each channel, on the scale 0 to 1.
+        mean: Mean of each channel: of uint8 images on the scale 0 to 1, of floating images on their own.
         generator: A generator on the CPU.
 
     Returns:
-        uint8, shape ``(N, C, h, w)`` with the height and width of the crop, on the device of ``images``.
+        Shape ``(N, C, h, w)`` with the height and width of the crop, dtype and device of ``images``.
 
     Raises:
         UsageError: If the kind is unknown or its crop is larger than the (padded) image.
-        TypeError: If the images are not uint8.
+        TypeError: If the images are neither uint8 nor floating.
 
     Example:
         >>> images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
         >>> augment(images, "crop28", mean=(0.5, 0.5, 0.5), generator=torch.Generator().manual_seed(0)).shape
         torch.Size([2, 3, 28, 28])
     """
-    if images.dtype != torch.uint8:
-        raise TypeError(f"images to augment must be torch.uint8, got {images.dtype}; augment before normalize")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise TypeError(f"images to augment must be torch.uint8 or floating, got {images.dtype}; convert them")
     recipe = _augmentation(kind)
     height, width = images.shape[-2:]
     size = (height, width) if recipe.size is None else (recipe.size, recipe.size)
     if recipe.flip:
         images = random_flip(images, generator=generator)
     if recipe.padding or size != (height, width):
-        fill = [round(255 * value) for value in mean]
+        fill = mean if images.is_floating_point() else [round(255 * value) for value in mean]
         images = random_crop(images, padding=recipe.padding, size=size, fill=fill, generator=generator)
     return images
 
@@ -103,11 +103,11 @@ def evaluation_view(images: Tensor, kind: str) -> Tensor:
 def normalize(
     images: Tensor, mean: Sequence[float], std: Sequence[float], *, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Return ``(images / 255 - mean) / std``, channel by channel.
+    """Return ``(images / 255 - mean) / std``, channel by channel; floating images are not divided by 255.
 
     Args:
-        images: uint8, shape ``(N, C, H, W)``.
-        mean: Mean of each channel, on the scale 0 to 1.
+        images: uint8 or floating, shape ``(N, C, H, W)``.
+        mean: Mean of each channel: of uint8 images on the scale 0 to 1, of floating images on their own.
         std: Standard deviation of each channel, on the same scale, not 0.
         dtype: Floating dtype of the result; narrow ones are computed in float32 and rounded once.
 
@@ -121,7 +121,10 @@ def normalize(
     compute = torch.promote_types(dtype, torch.float32)
     shift = torch.tensor(mean, dtype=compute, device=images.device).view(-1, 1, 1)
     scale = torch.tensor(std, dtype=compute, device=images.device).view(-1, 1, 1)
-    return images.to(compute).div_(255).sub_(shift).div_(scale).to(dtype)
+    result = images.to(compute, copy=True)
+    if not images.is_floating_point():
+        result.div_(255)
+    return result.sub_(shift).div_(scale).to(dtype)
 
 
 def random_flip(images: Tensor, *, generator: torch.Generator) -> Tensor:

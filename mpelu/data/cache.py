@@ -28,9 +28,9 @@ def default_folder() -> Path:
     return Path.home() / ".cache" / "mpelu"
 
 
-def entry(folder: Path, sha256: str) -> Path:
-    """Return the file that holds the decoded data of this content."""
-    return folder / f"{sha256}-v{FORMAT}.safetensors"
+def entry(folder: Path, sha256: str, *variants: str) -> Path:
+    """Return the file that holds the decoded data of this content, after what the variants name was done to it."""
+    return folder / f"{'-'.join((sha256, *variants))}-v{FORMAT}.safetensors"
 
 
 def read(path: Path) -> Decoded | None:
@@ -59,15 +59,21 @@ def read(path: Path) -> Decoded | None:
 
 def write(path: Path, decoded: Decoded) -> None:
     """Store it so that readers see the whole file or none; warn if the folder cannot be written."""
-    parts = (decoded.train.images, decoded.train.labels, decoded.test.images, decoded.test.labels)
+    train, test = decoded.train, decoded.test
+    parts = (train.images, train.labels, _apart(test.images, train.images), _apart(test.labels, train.labels))
     tensors = dict(zip(TENSORS, (part.contiguous() for part in parts), strict=True))
     description = {"classes": list(decoded.classes), "encoding": decoded.encoding}
     header = json.dumps({"description": description, "digest": _digest(description, tensors)})
+    write_tensors(path, tensors, {"mpelu": header})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file so that readers see the whole file or none; warn if the folder cannot be written."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            save_file(tensors, partial, metadata={"mpelu": header})
+            save_file(tensors, partial, metadata=metadata)
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
@@ -77,8 +83,13 @@ def write(path: Path, decoded: Decoded) -> None:
         warnings.warn(
             f"cannot cache the decoded data in {path.parent} ({error}): going on without; "
             "set MPELU_CACHE to a folder that can be written",
-            stacklevel=2,
+            stacklevel=3,
         )
+
+
+def _apart(tensor: Tensor, other: Tensor) -> Tensor:
+    """Return the tensor, or a copy if it is the other one: a safetensors file holds no memory twice."""
+    return tensor.clone() if tensor.data_ptr() == other.data_ptr() else tensor
 
 
 def _digest(description: object, tensors: dict[str, Tensor]) -> str:

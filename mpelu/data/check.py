@@ -6,8 +6,11 @@ from pathlib import Path
 
 import torch
 
-from mpelu.data.catalog import find, name_of
+from mpelu.data.catalog import find, find_photographs, name_of
 from mpelu.data.dataset import Split, channel_statistics
+from mpelu.data.survey import survey_images, training_survey
+from mpelu.data.view import View
+from mpelu.data.whiten import Progress
 from mpelu.errors import DataError
 
 NAMED_ITEMS = 20
@@ -21,12 +24,12 @@ class CheckReport:
         name: Its name in results.
         sha256: Digest of its content, as in :class:`Dataset`.
         classes: Name of each class.
-        size: Channels, height and width of an image.
+        size: Channels, height and width of an image; empty where they differ.
         train: Good training images of each class.
         test: Good test images of each class.
         mean: Mean of each channel of the good training images, on the scale 0 to 1.
         std: Standard deviation of each channel of the good training images, on the same scale.
-        duplicates: Test images with exactly the pixels of a training image.
+        duplicates: Test images with exactly the pixels of a training image; None if nobody looked for them.
         damaged: One line for each file or row that cannot be read.
     """
 
@@ -38,7 +41,7 @@ class CheckReport:
     test: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    duplicates: int
+    duplicates: int | None
     damaged: tuple[str, ...]
 
     def rows(self) -> list[tuple[str, str]]:
@@ -46,7 +49,7 @@ class CheckReport:
         rows = [
             ("name", self.name),
             ("sha256", self.sha256),
-            ("size", "x".join(str(length) for length in self.size)),
+            ("size", "x".join(str(length) for length in self.size) or "several"),
             ("train", str(sum(self.train))),
             ("test", str(sum(self.test))),
             ("mean", " ".join(f"{value:.4f}" for value in self.mean)),
@@ -56,7 +59,8 @@ class CheckReport:
             (f"class {name}", f"{train} train, {test} test")
             for name, train, test in zip(self.classes, self.train, self.test, strict=True)
         ]
-        rows.append(("test images that are in train", str(self.duplicates)))
+        if self.duplicates is not None:
+            rows.append(("test images that are in train", str(self.duplicates)))
         rows.append(("damaged", str(len(self.damaged))))
         rows += [("damaged item", line) for line in self.damaged[:NAMED_ITEMS]]
         if len(self.damaged) > NAMED_ITEMS:
@@ -64,17 +68,18 @@ class CheckReport:
         return rows
 
 
-def check(source: str | Path) -> CheckReport:
+def check(source: str | Path, *, resize: int | None = None) -> CheckReport:
     """Read every item of a data set anew, past the cache, and count; damage is reported, not raised.
 
     Args:
         source: As for :func:`load`.
+        resize: As for :func:`load`.
 
     Raises:
         UsageError: If the name is neither in the catalog nor a path.
         DataError: If there is no such data, or no image of it can be read.
     """
-    found = find(source)
+    found = find(source, resize=resize)
     decoded = found.decode()
     splits = [split for split in (decoded.train, decoded.test) if len(split.labels)]
     if not splits:
@@ -95,6 +100,40 @@ def check(source: str | Path) -> CheckReport:
         std=std,
         duplicates=sum(pixels in in_train for pixels in _pixel_hashes(decoded.test)),
         damaged=decoded.damaged,
+    )
+
+
+def check_photographs(
+    source: str | Path, *, view: View | None = None, workers: int = 0, on_progress: Progress | None = None
+) -> CheckReport:
+    """Open every photograph of a data set on disk and count; damage is reported, not raised.
+
+    Mean and std are those of the resized training images. What is found in the training images is kept for streams.
+
+    Args:
+        source: As for :func:`mpelu.data.find_photographs`.
+        view: How images are resized for mean and std; by default squashed to 256x256.
+        workers: Processes that decode.
+        on_progress: Called with what is looked at, the images done and their number.
+
+    Raises:
+        UsageError: If the name is one that is held in memory.
+        DataError: If there is no such data, or no image of a split can be read.
+    """
+    data, view = find_photographs(source), view or View()
+    train = training_survey(data, view, workers=workers, anew=True, on_progress=on_progress)
+    test = survey_images(data.test, len(data.classes), view, workers=workers, on_progress=on_progress)
+    return CheckReport(
+        name=data.name,
+        sha256=data.sha256,
+        classes=data.classes,
+        size=(),
+        train=train.counts,
+        test=test.counts,
+        mean=tuple(value / 255 for value in train.mean),
+        std=tuple(value / 255 for value in train.std),
+        duplicates=None,
+        damaged=(*train.damaged, *test.damaged),
     )
 
 

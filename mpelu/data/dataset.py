@@ -16,7 +16,7 @@ class Split:
     """Images with their labels.
 
     Attributes:
-        images: Pixels 0 to 255, uint8, shape ``(N, C, H, W)``.
+        images: Pixels 0 to 255, uint8, shape ``(N, C, H, W)``; floating after a preprocessing such as whitening.
         labels: Class numbers from 0, int64, shape ``(N,)``.
     """
 
@@ -33,9 +33,12 @@ class Dataset:
         classes: Name of each class; the label is the index.
         train: Training images.
         test: Test images.
-        mean: Mean of each channel over all training images, on the scale 0 to 1.
-        std: Standard deviation (of the population) of each channel over all training images, on the same scale.
+        mean: What :func:`mpelu.data.normalize` subtracts: the mean of each channel over all training images, on the
+            scale 0 to 1; 0 after a preprocessing.
+        std: What it divides by: the standard deviation (of the population) of each channel over all training images,
+            on the same scale; 1 after a preprocessing.
         sha256: Identifies the content: a digest of the digests of the files that it was read from.
+        preprocess: What was done to the images: ``none``, or a name in :data:`mpelu.data.PREPROCESSINGS`.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sha256: str
+    preprocess: str = "none"
 
     def limited(self, count: int | None) -> "Dataset":
         """Keep the first ``count`` training images (None: all); test, mean and std stay those of the full set.

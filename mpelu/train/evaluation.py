@@ -48,7 +48,12 @@ def evaluate(folder: Path, *, weights: str = "last", data: str | None = None) ->
     """
     trained = load_trained(folder, weights=weights)
     net, recipe, trained_on = trained.net, trained.recipe, trained.dataset
-    tested = trained_on if data is None else load(data)
+    tested = trained_on if data is None else load(data, preprocess=recipe.preprocess, resize=recipe.resize)
+    if recipe.preprocess != "none" and tested.sha256 != trained_on.sha256:
+        raise UsageError(
+            f"this network was trained on images preprocessed by {recipe.preprocess} with the statistics of "
+            f"{trained_on.name}; {tested.name} would be preprocessed with its own. Leave out --data"
+        )
     if tested.classes != trained_on.classes or tested.test.images.shape[1:] != trained_on.test.images.shape[1:]:
         raise UsageError(
             f"the net was trained on {trained_on.name} ({len(trained_on.classes)} classes, images "
@@ -102,7 +107,7 @@ def load_trained(folder: Path, *, weights: str = "last") -> Trained:
     if weights not in FILES:
         raise UsageError(f"weights must be last or best, got {weights!r}")
     recipe = read_recipe(folder)
-    dataset = load(recipe.data).limited(recipe.limit)
+    dataset = load(recipe.data, preprocess=recipe.preprocess, resize=recipe.resize).limited(recipe.limit)
     net, _ = build(recipe, dataset, seed=0)
     path = folder / FILES[weights]
     if not path.exists():

@@ -13,8 +13,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from mpelu.data import Dataset, Split, augment, evaluation_view, normalize
+from mpelu.data.batches import epoch_order, generator, rank_slice, steps_per_epoch, stream_seed
 from mpelu.errors import MpeluError
-from mpelu.train.batches import epoch_order, generator, rank_slice, steps_per_epoch, stream_seed
 from mpelu.train.recipe import Recipe
 from mpelu.train.schedule import learning_rate
 

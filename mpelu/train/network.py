@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from mpelu.data import Dataset
+from mpelu.data.batches import stream_seed
 from mpelu.errors import UsageError
 from mpelu.graph import read
 from mpelu.init import InitPlan, PlanRow, apply, plan, tailor
 from mpelu.models import OWN, build_model, family_of, source_sha256
-from mpelu.train.batches import stream_seed
 from mpelu.train.recipe import Recipe, recipe_hash
 
 AS_BUILT = "as built"

@@ -33,7 +33,10 @@ class Recipe:
         init_std: Standard deviation of the gaussian initialization.
         layer_std: Standard deviations of single parameters in the place of what init gives, by patterns of their names.
         layer_lr: Multipliers of the learning rates of single parameters, beside those below, likewise.
-        data: digits (built in), cifar10, cifar100 (from the Hub), or a folder with Parquet or official CIFAR files.
+        data: digits (built in), cifar10, cifar100 (from the Hub), a folder with Parquet or official CIFAR files or one
+            folder for each class, or module:function, which returns a data set of your own.
+        preprocess: none, or gcn_zca: global contrast normalization and ZCA whitening, as NIN was trained on.
+        resize: Scale every image to this height and width, in pixels; for data whose images differ in size.
         limit: Use the first so many training images only.
         augment: none, pad4 (pad 4, crop, flip), pad4-noflip or crop28 (28 pixel crop, flip); not given: pad4 for 32
             pixel images, else none.
@@ -74,6 +77,8 @@ class Recipe:
     layer_std: dict[str, float] | None = None
     layer_lr: dict[str, float] | None = None
     data: str = "digits"
+    preprocess: Literal["none", "gcn_zca"] = "none"
+    resize: int | None = None
     limit: int | None = None
     augment: Literal["none", "pad4", "pad4-noflip", "crop28"] | None = None
     epochs: int | None = None
@@ -123,6 +128,7 @@ RANGES: dict[str, tuple[str, Any]] = {
     "init_std": ("> 0", _positive),
     "layer_std": ("patterns with a number >= 0", lambda given: all(_not_negative(value) for value in given.values())),
     "layer_lr": ("patterns with a number >= 0", lambda given: all(_not_negative(value) for value in given.values())),
+    "resize": ("at least 1", _positive),
     "limit": ("at least 1", _positive),
     "epochs": ("at least 1", _positive),
     "batch_size": ("at least 1", _positive),
@@ -152,7 +158,7 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
 """The paper's values. Its lengths are 750k iterations of 64 images on ImageNet (37.5 epochs) for the plain nets, 120k
 iterations of 128 images (307 epochs) for NIN, and 200 epochs for the residual nets. Networks that are not of the
 catalog are trained as residual nets."""
-ADDED = {"model_options": None, "layer_std": None, "layer_lr": None}
+ADDED = {"model_options": None, "layer_std": None, "layer_lr": None, "preprocess": "none", "resize": None}
 """Fields that older recipes lack, and the value with which they are the same."""
 
 

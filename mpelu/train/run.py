@@ -24,13 +24,13 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from mpelu.data import Dataset, load
+from mpelu.data.batches import rank_slice, steps_per_epoch
 from mpelu.diagnostics.watch import Watch, watch
 from mpelu.errors import MpeluError, UsageError
 from mpelu.models import family_of, takes_activation
 from mpelu.optim import keep_beta_positive, param_groups
 from mpelu.report.signal import SIGNAL
 from mpelu.train import checkpoint
-from mpelu.train.batches import rank_slice, steps_per_epoch
 from mpelu.train.environment import describe_environment
 from mpelu.train.loop import DivergedError, Position, StoppedError, Trainer
 from mpelu.train.network import AS_BUILT, build, check_network, hash_of
@@ -54,8 +54,22 @@ class Prepared:
     folder: Path
 
 
-def prepare(recipe: Recipe, *, seed: int, runs: Path, study: str = "train") -> Prepared:
+def prepare(
+    recipe: Recipe,
+    *,
+    seed: int,
+    runs: Path,
+    study: str = "train",
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> Prepared:
     """Load the data, fill in what the recipe left open, and name the run folder; nothing is written.
+
+    Args:
+        recipe: The recipe.
+        seed: Of the run.
+        runs: Folder of all runs.
+        study: Folder in it.
+        on_progress: Called while images are preprocessed with the stage, the images done and their number.
 
     Raises:
         UsageError: If the network cannot be built so, or the batch is larger than the training set.
@@ -64,7 +78,8 @@ def prepare(recipe: Recipe, *, seed: int, runs: Path, study: str = "train") -> P
     family = family_of(recipe.model)
     if not takes_activation(recipe.model):
         recipe = dataclasses.replace(recipe, activation=AS_BUILT)
-    dataset = load(recipe.data).limited(recipe.limit)
+    dataset = load(recipe.data, preprocess=recipe.preprocess, resize=recipe.resize, on_progress=on_progress)
+    dataset = dataset.limited(recipe.limit)
     resolved = resolve(recipe, family=family, image_size=dataset.train.images.shape[-1])
     images = len(dataset.train.labels)
     assert resolved.batch_size is not None

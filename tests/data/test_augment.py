@@ -85,6 +85,17 @@ def test_padding_has_the_mean_colour():
     assert colours.tolist() == [[0, 0, 0], [round(255 * value) for value in MEAN]]
 
 
+def test_floating_images_have_a_scale_of_their_own():
+    images = torch.full((20, 3, 32, 32), 7.0, dtype=torch.float16)
+    result = augment(images, "pad4", mean=(0.25, -1.0, 0.0), generator=generator())
+    assert result.dtype == torch.float16
+    colours = result.permute(0, 2, 3, 1).reshape(-1, 3).unique(dim=0)
+    assert colours.tolist() == [[0.25, -1.0, 0.0], [7.0, 7.0, 7.0]]
+    shown = normalize(images, (1.0, 0.0, 7.0), (2.0, 1.0, 1.0))
+    assert shown[0, :, 0, 0].tolist() == [3.0, 7.0, 0.0]
+    assert (images == 7).all()
+
+
 def test_only_pad4_noflip_never_mirrors():
     row = torch.arange(32, dtype=torch.uint8).expand(200, 1, 32, 32)
     rising = {
@@ -115,8 +126,8 @@ def test_unknown_kind_is_refused_with_a_suggestion():
 
 
 def test_wrong_dtype_and_wrong_fill_are_refused():
-    with pytest.raises(TypeError, match=r"must be torch\.uint8, got torch\.float32"):
-        augment(torch.zeros(1, 1, 4, 4), "pad4", mean=(0.5,), generator=generator())
+    with pytest.raises(TypeError, match=r"must be torch\.uint8 or floating, got torch\.int32"):
+        augment(torch.zeros(1, 1, 4, 4, dtype=torch.int32), "pad4", mean=(0.5,), generator=generator())
     with pytest.raises(ValueError, match="each of 3 channels, got 1"):
         augment(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "pad4", mean=(0.5,), generator=generator())
 

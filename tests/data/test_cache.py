@@ -24,16 +24,16 @@ def same(one: Dataset, other: Dataset) -> bool:
 def decodings(monkeypatch) -> list[object]:
     """Grows by one with each decoding."""
     calls: list[object] = []
-    decode = parquet._decode_shards
-    monkeypatch.setattr(parquet, "_decode_shards", lambda *given: calls.append(given) or decode(*given))
+    decode = parquet.decode_both
+    monkeypatch.setattr(parquet, "decode_both", lambda *given, **named: calls.append(given) or decode(*given, **named))
     return calls
 
 
 def test_second_time_comes_from_the_cache(parquet_folder, cache_folder, decodings):
     first = load(parquet_folder)
-    assert len(decodings) == 2  # train and test
+    assert len(decodings) == 1
     again = load(parquet_folder)
-    assert len(decodings) == 2
+    assert len(decodings) == 1
     assert same(first, again)
     assert [path.suffix for path in cache_folder.iterdir()] == [".safetensors"]
 
@@ -49,7 +49,7 @@ def test_changed_data_is_read_anew(parquet_folder, decodings):
     train, test = next(parquet_folder.glob("train-*")), next(parquet_folder.glob("test-*"))
     test.write_bytes(train.read_bytes())
     assert len(load(parquet_folder).test.labels) == 10
-    assert len(decodings) == 4
+    assert len(decodings) == 2
 
 
 def test_folder_by_argument(parquet_folder, cache_folder, tmp_path):

@@ -1,3 +1,4 @@
+import importlib
 import os
 
 import pytest
@@ -79,6 +80,57 @@ def test_limited_keeps_the_first_images_and_the_statistics():
 def test_limited_refuses_other_counts(count):
     with pytest.raises(UsageError, match=f"from 1 to 1500 for digits, got {count}"):
         load("digits").limited(count)
+
+
+OWN_DATA_SET = '''
+"""Stripes: one file, as anyone would write it."""
+
+from pathlib import Path
+
+import torch
+
+from mpelu.data import Decoded, Entry, Source, Split
+
+
+def find() -> Source:
+    return Source(name="stripes", files={"code": (Path(__file__),)}, decode=decode)
+
+
+def decode() -> Decoded:
+    labels = torch.arange(40) % 2
+    rows, columns = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    images = torch.stack([(rows if label else columns) % 2 * 255 for label in labels.tolist()])
+    split = Split(images[:, None].to(torch.uint8), labels)
+    return Decoded(classes=("lying", "standing"), train=split, test=split)
+
+
+ROW = Entry(classes=2, train=40, test=40, size=(1, 8, 8), origin="made up", find=find)
+'''
+
+
+def test_adding_a_data_set_is_one_file_and_one_row(tmp_path, monkeypatch):
+    (tmp_path / "stripes_data.py").write_text(OWN_DATA_SET)
+    monkeypatch.syspath_prepend(tmp_path)
+    without_a_row = load("stripes_data:find")
+    monkeypatch.setitem(CATALOG, "stripes", importlib.import_module("stripes_data").ROW)
+    data = load("stripes")
+    assert torch.equal(data.train.images, without_a_row.train.images)
+    assert (data.name, data.classes) == ("stripes", ("lying", "standing"))
+    assert data.train.images.unique().tolist() == [0, 255]
+    assert "stripes" in [row["name"] for row in describe()]
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("no_such_module:find", "no function 'find' in a module 'no_such_module'"),
+        ("mpelu.data.digits:lose", "no function 'lose' in a module 'mpelu.data.digits'"),
+        ("mpelu.data.cache:default_folder", r"must return a mpelu\.data\.Source, got .*Path"),
+    ],
+)
+def test_functions_that_are_refused(source, reason):
+    with pytest.raises(UsageError, match=reason):
+        load(source)
 
 
 def test_described_facts_are_those_of_the_data():

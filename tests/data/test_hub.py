@@ -4,8 +4,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from mpelu.data import load
-from mpelu.errors import DataError
+from mpelu.data import find_photographs, load
+from mpelu.errors import DataError, UsageError
 
 
 def test_downloads_only_parquet_and_reads_it(parquet_folder, tmp_path, monkeypatch):
@@ -52,3 +52,23 @@ def test_a_repository_without_training_files(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(DataError, match=r"has no train-\*\.parquet"):
         load("cifar10")
+
+
+def test_photographs_of_the_hub_are_listed_not_read(parquet_folder, tmp_path, monkeypatch):
+    snapshot = tmp_path / "snapshots" / "0123abcd"
+    shutil.copytree(parquet_folder, snapshot / "data")
+    asked = {}
+
+    def download(repository: str, **options: object) -> str:
+        asked.update(options, repository=repository)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    data = find_photographs("imagenet")
+    assert asked["repository"] == "ILSVRC/imagenet-1k"
+    assert asked["allow_patterns"] == ["*train-*.parquet", "*validation-*.parquet"]
+    assert (data.name, len(data.train.labels)) == ("imagenet", 10)
+    with pytest.raises(UsageError, match="imagenet does not fit into memory; stream it"):
+        load("imagenet")
+    with pytest.raises(UsageError, match="digits is held in memory and is not streamed"):
+        find_photographs("digits")

@@ -176,7 +176,7 @@ NAN = np.full((32, 32), np.nan, dtype=np.float32)
         (b"no image", "the bytes are not a whole image (no known format)"),
         (b"", "the bytes are not a whole image (no known format)"),
         (None, "there are no image bytes"),
-        (as_tiff(NAN), "the image has mode F, wanted 1 or L or P or RGB; convert it"),
+        (as_tiff(NAN), "the image has mode F, wanted 1 or L or P or RGB or CMYK; convert it"),
         (as_tiff(np.zeros((32, 32), dtype=np.int32)), "the image has mode I, wanted"),
         (as_tiff(np.zeros((32, 32), dtype=np.uint16)), "the image has mode I;16, wanted"),
         (as_tiff(np.zeros((32, 32, 4), dtype=np.uint8)), "the image has mode RGBA, wanted"),

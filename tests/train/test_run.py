@@ -15,10 +15,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from mpelu.data.batches import epoch_order
 from mpelu.errors import MpeluError, UsageError
 from mpelu.train import checkpoint
 from mpelu.train import run as run_module
-from mpelu.train.batches import epoch_order
 from mpelu.train.evaluation import evaluate
 from mpelu.train.loop import StoppedError
 from mpelu.train.recipe import Recipe

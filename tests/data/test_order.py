@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpelu.train.batches import epoch_order, rank_slice, steps_per_epoch, stream_seed
+from mpelu.data.batches import epoch_order, rank_slice, steps_per_epoch, stream_seed
 
 
 @given(count=st.integers(1, 300), processes=st.integers(1, 9))
