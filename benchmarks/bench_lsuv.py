@@ -1,7 +1,7 @@
 """LSUV here against the package of its authors, as CPU time, in turns: a plain net of linear layers.
 
     pip install --no-deps lsuv==0.3.0
-    python benchmarks/bench_lsuv.py [--depth 100] [--width 64] [--batch 256] [--rounds 5]
+    python benchmarks/bench_lsuv.py [--depth 100] [--width 256] [--batch 2048] [--rounds 5]
 
 The published package needs two passes over the network for each layer; one pass does here. Its printing is discarded.
 """
@@ -59,8 +59,8 @@ def deviations(initialize: Callable[[nn.Module, Tensor], None], model: nn.Module
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--depth", type=int, default=100)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -169,7 +169,7 @@ def _largest(graph: Graph, node: Node, before: Signal, gaussian: Gaussian) -> Si
     apart = base.centered(base.across)
     across = None
     if apart is not None and second_moment > 0:
-        between = (shared - mean**2) * (apart / alike if alike > 0 else 0.0)
+        between = _between(apart, alike, shared - mean**2, second_moment - mean**2)
         across = min(1.0, (mean**2 + between) / second_moment)
     return replace(
         before,
@@ -181,6 +181,23 @@ def _largest(graph: Graph, node: Node, before: Signal, gaussian: Gaussian) -> Si
         source=None,
         profile=None,
     )
+
+
+def _between(apart: float, alike: float, shared: float, variance: float) -> float:
+    """Return the covariance of two examples' maxima by lines through three points that are known.
+
+    It is 0 where their entries are independent, that of two windows where examples are as alike as positions, and the
+    variance where they are the same.
+
+    Args:
+        apart: Correlation of an entry in two examples.
+        alike: Of two positions in one.
+        shared: Covariance of the maxima of two windows.
+        variance: Of a maximum.
+    """
+    if apart <= alike:
+        return shared * (apart / alike if alike > 0 else 0.0)
+    return shared + (variance - shared) * (apart - alike) / (1 - alike)
 
 
 def _window(node: Node, sizes: Sequence[int], before: Signal) -> float | None:

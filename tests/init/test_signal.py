@@ -14,7 +14,7 @@ from mpelu.graph.calls import replaced
 from mpelu.init import initialize
 from mpelu.init.calibrate import in_training
 from mpelu.init.choosing import Choices, Wishes
-from mpelu.init.pooling import maximum
+from mpelu.init.pooling import _between, maximum
 from mpelu.init.signal import Gaussian, Reach, Signal, multiplied, reach
 from mpelu.moments import covariance
 from mpelu.nn import MPELU
@@ -221,3 +221,26 @@ def test_a_law_says_what_is_measured(name):
 
 SMOOTH = ("interpolate",)
 """Behind these neighbours are alike, which one number for all pairs of positions does not say."""
+
+
+@pytest.mark.parametrize(("apart", "alike"), [(0.1, 0.4), (0.5, 0.2), (0.8, 0.2), (0.8, 0.0), (1.0, 0.3)])
+def test_maxima_of_two_examples_are_as_alike_as_simulated(apart, alike):
+    """Entries share a number with all (alike), and with the same position of the other example or their own one."""
+    stream = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=stream, dtype=torch.float64)
+
+    count, number = 200_000, 4
+    low = min(apart, alike)
+    of_all, of_position = draw(count, 1, 1).mul(low**0.5), draw(count, 1, number).mul(max(apart - alike, 0.0) ** 0.5)
+    of_example, own = draw(count, 2, 1).mul(max(alike - apart, 0.0) ** 0.5), draw(count, 2, number)
+    values = of_all + of_position + of_example + own.mul((1 - max(apart, alike)) ** 0.5)
+    first, second = values.amax(2).unbind(1)
+    simulated = ((first - first.mean()) * (second - second.mean())).mean().item()
+    mean, second_moment, shared = maximum(
+        lambda points: points[:, None], number, mean=0.0, variance=1.0, correlation=alike
+    )
+    found = _between(apart, alike, shared - mean**2, second_moment - mean**2)
+    # lines between points that are exact; what they stand for is convex, and 0.112 of the variance below at (0.8, 0)
+    assert found == pytest.approx(simulated, abs=0.12 * (second_moment - mean**2))
