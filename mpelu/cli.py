@@ -598,6 +598,8 @@ def _diagnose(options: Namespace) -> int:
     from mpelu.report import standalone
 
     _check_diagnose(options)
+    if options.compare is not None and not options.compare.is_file():
+        raise UsageError(f"--compare needs the file of a diagnosis (mpelu diagnose ... --json), got {options.compare}")
     before = None if options.compare is None else Diagnosis.from_json(options.compare.read_text(encoding="utf-8"))
     subject = _subject(options)
     found = diagnose(

@@ -63,7 +63,7 @@ def typed(line: str, *more: str) -> int:
         ("diagnose plain30 --views learned", 2, "needs the folder of a run"),
         ("diagnose plain30 --init xaver", 2, "xaver"),
         ("diagnose plain30 --viewz residual", 2, r"did you mean --views\?"),
-        ("diagnose plain30 --compare nowhere.json", 1, "nowhere.json"),
+        ("diagnose plain30 --compare nowhere.json", 2, "--compare needs the file of a diagnosis"),
         ("diagnose plain30 --compare net.py", 1, "this is no JSON"),
         ("diagnose plain30 --out nowhere/page.html", 1, "no folder nowhere"),
         ("diagnose .", 1, "is not a run folder"),
