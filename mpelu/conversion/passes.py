@@ -1,9 +1,8 @@
 """Forward passes that leave no trace: what a model returns, what its activations are given, what it writes over."""
 
-import random
-from collections import OrderedDict, defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,51 +12,32 @@ from torch.overrides import TorchFunctionMode
 from mpelu.graph import Example, Graph, Node, run
 from mpelu.graph.calls import called_by_torch, is_recorded, leaves, memory_of, replaced
 from mpelu.graph.capture import call, eagerly
+from mpelu.init.aside import holding, modes_kept, own_randomness
 
 SAMPLES = 2**16
 """Entries of the input of an activation that are looked at for each of its uses."""
-CONTAINERS = (dict, OrderedDict, list, set, deque)
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run in eval mode, without gradients; modes, buffers, attributes and random numbers are put back."""
-    modules = list(model.modules())
-    modes = [module.training for module in modules]
-    attributes = [(vars(module), vars(module).copy()) for module in modules]
-    held = [item for _, before in attributes for item in before.values() if type(item) in CONTAINERS]
-    contents = [(item, item.copy()) for item in held]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    gpus = {parameter.device.index for parameter in model.parameters() if parameter.is_cuda}
-    state = random.getstate()
-    with torch.random.fork_rng(devices=sorted(gpus)), torch.inference_mode(False), torch.no_grad(), eagerly():
-        try:
-            model.eval()
-            yield
-        finally:
-            random.setstate(state)
-            for own, before in attributes:
-                own.clear()
-                own.update(before)
-            for item, content in contents:
-                item.clear()
-                (item.extend if isinstance(item, list | deque) else item.update)(content)
-            for buffer, value in buffers:
-                buffer.copy_(value)
-            for module, training in zip(modules, modes, strict=True):
-                module.training = training
+    parameters = dict(model.named_parameters())
+    with ExitStack() as stack:
+        stack.enter_context(in_mode(model, training=False))
+        stack.enter_context(holding(model, parameters))
+        stack.enter_context(own_randomness(parameters.values(), seed=0))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(eagerly())
+        yield
 
 
 @contextmanager
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """Put a model into training or eval mode, and every module back into its own."""
-    modes = {module: module.training for module in model.modules()}
-    try:
+    with modes_kept(model):
         model.train(training)
         yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def has_values(model: nn.Module, example: Example) -> bool:

@@ -2,7 +2,7 @@
 
 import random
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -18,9 +18,16 @@ def in_training(model: nn.Module) -> Iterator[None]:
 
     Modules that override ``train``, to stay in eval mode for instance, have their way.
     """
+    with modes_kept(model):
+        model.train()
+        yield
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Put every module back into the mode it was in."""
     modes = {module: module.training for module in model.modules()}
     try:
-        model.train()
         yield
     finally:
         for module, training in modes.items():
@@ -37,20 +44,19 @@ def aside(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[None]:
         model: Any module.
         parameters: For each of its parameters the values to compute with.
     """
-    devices = sorted({parameter.device.index for parameter in parameters.values() if parameter.is_cuda})
     with ExitStack() as stack:
         for kind in {"cpu", *(parameter.device.type for parameter in parameters.values())}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(in_training(model))
-        stack.enter_context(_swapped(model, parameters))
+        stack.enter_context(holding(model, parameters))
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(_own_randomness(devices))
+        stack.enter_context(own_randomness(parameters.values(), seed=0))
         stack.enter_context(_one_thread())
         yield
 
 
 @contextmanager
-def _swapped(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+def holding(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[None]:
     """Let the modules hold other parameters, and copies of their other tensors, for a while; then put everything back.
 
     :func:`torch.func.functional_call` does the same for a call from outside, with parameters and buffers only.
@@ -80,12 +86,16 @@ def _swapped(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[Non
 
 
 @contextmanager
-def _own_randomness(devices: Sequence[int]) -> Iterator[None]:
-    """Let dropout draw the same in every pass, and leave the caller's generators alone."""
+def own_randomness(parameters: Iterable[Tensor], *, seed: int) -> Iterator[None]:
+    """Draw from a fixed seed on the CPU and where the parameters are, and leave the caller's generators alone."""
+    devices = sorted({parameter.device.index for parameter in parameters if parameter.is_cuda})
     state = random.getstate()
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
-        random.seed(0)
+        torch.default_generator.manual_seed(seed)
+        for index in devices:
+            with torch.cuda.device(index):
+                torch.cuda.manual_seed(seed)
+        random.seed(seed)
         try:
             yield
         finally:
