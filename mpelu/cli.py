@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
@@ -74,13 +74,15 @@ def _suggestion(message: str, names: Sequence[str]) -> str:
     return ""
 
 
-def parser() -> Parser:
-    """Build the parser of all commands."""
+def parser(train: Mapping[str, Any] | None = None) -> Parser:
+    """Build the parser of all commands; ``train`` holds other defaults for options of that command."""
     top = Parser(prog="mpelu", description="Make very deep networks train: MPELU, its initialization, its networks.")
     top.add_argument("--version", action="version", version=f"mpelu {mpelu.__version__}")
     commands = top.add_subcommands(required=True, dest="command", title="commands", metavar="COMMAND")
     for name, (build, _) in COMMANDS.items():
         command = build()
+        if name == "train":
+            command.set_defaults(dict(train or {}))
         command.add_argument("-v", "--verbose", action="store_true", help="Show the traceback of an error.")
         commands.add_subcommand(name, command, help=command.description)
     return top
@@ -91,14 +93,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch's own switch: huge pages for CPU tensors, which spares a training step a quarter of its time in page faults
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     words = [_spelled(word) for word in (sys.argv[1:] if argv is None else argv)]
-    arguments = parser().parse_args(_with_values(words))
+    words = _with_values(words)
+    given = parser().parse_args([word for word in words if not word.startswith("--print_config")], defaults=False)
     warnings.showwarning = _show_warning  # type: ignore[assignment]  # one line, whatever it is given
-    options = arguments[arguments.command]
-    _, command = COMMANDS[arguments.command]
+    options = given[given.command]
+    _, command = COMMANDS[given.command]
     try:
+        defaults = _defaults(options) if given.command == "train" else None
+        options = parser(defaults).parse_args(words)[given.command]
         return command(options)
     except (MpeluError, OSError) as error:
-        if options.verbose:
+        if options.get("verbose"):
             traceback.print_exc()
         code = _exit_code(error)
         sys.stderr.write(f"mpelu: {'error: ' if code <= 2 else ''}{_one_line(error)}\n")
@@ -248,11 +253,36 @@ def _write_text(path: Path, text: str) -> None:
 def _train_parser() -> Parser:
     command = Parser(description="Train one network; killed runs continue, finished runs are not repeated.")
     command.add_argument("--config", action="config", help="A YAML file with any of these options.")
+    command.add_argument(
+        "--recipe",
+        type=str | None,
+        default=None,
+        help="A recipe that 'mpelu recipes' lists, or module:name or file.py:name of your own; what else is given here "
+        "stands in the place of what it says.",
+    )
+    command.add_argument(
+        "--scale",
+        type=Literal["paper", "cpu"] | None,
+        default=None,
+        help="Of --recipe: paper (if not given), or cpu: shortened for two cores, on the built-in digits.",
+    )
+    command.add_argument(
+        "--follow",
+        type=Literal["paper", "code"] | None,
+        default=None,
+        help="Of --recipe: the text of the paper (if not given) or its released code, where they disagree.",
+    )
     command.add_class_arguments(Recipe)
     command.add_argument("--seed", type=int, default=0, help="Seed of weights, order, augmentation and dropout.")
     command.add_argument("--runs", type=Path, default=Path("runs"), help="Folder of all runs.")
     command.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda.")
     command.add_argument("--threads", type=int | None, default=None, help="CPU threads; not given: torch's choice.")
+    command.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="Of --stream: processes that decode photographs; 0 decodes where the run trains. It stays the same.",
+    )
     command.add_argument(
         "--watch",
         type=int | None,
@@ -266,6 +296,33 @@ def _train_parser() -> Parser:
     )
     command.add_argument("--json", action="store_true", help="Print a JSON line for each epoch and for the result.")
     return command
+
+
+def _defaults(given: Namespace) -> dict[str, Any] | None:
+    """Return the fields of the recipe that is asked for, None if none is."""
+    if given.get("recipe") is None:
+        alone = [f"--{name}" for name in ("scale", "follow") if given.get(name) is not None]
+        if alone:
+            raise UsageError(f"{' and '.join(alone)} must come with --recipe; 'mpelu recipes' lists them")
+        return None
+    return dataclasses.asdict(_asked(given, data=given.get("data")))
+
+
+def _asked(options: Namespace, data: str | None) -> Recipe:
+    """Return the recipe that --recipe, --scale and --follow name, whatever else is given."""
+    from mpelu.recipes import row
+
+    found = row(options.recipe)
+    if options.get("follow") == "code" and not found.code:
+        raise UsageError(f"of {found.name}, no released code is known that differs from the paper; leave out --follow")
+    return found.recipe(options.get("scale") or "paper", follow=options.get("follow") or "paper", data=data)
+
+
+def _scale(options: Namespace) -> str | None:
+    """Return the scale of a recipe that is trained as it is, None of any other training."""
+    if options.recipe is None or _asked(options, data=options.data) != _recipe(options):
+        return None
+    return options.scale or "paper"
 
 
 def _recipe(options: Namespace) -> Recipe:
@@ -286,8 +343,12 @@ def _train(options: Namespace) -> int:
         torch.set_num_threads(options.threads)
     if options.watch is not None and options.watch < 1:
         raise UsageError(f"--watch must be at least 1, got {options.watch}")
+    if options.workers < 0:
+        raise UsageError(f"--workers must be at least 0, got {options.workers}")
     with _loading(show=not options.json) as on_progress:
-        prepared = prepare(_recipe(options), seed=options.seed, runs=options.runs, on_progress=on_progress)
+        prepared = prepare(
+            _recipe(options), seed=options.seed, runs=options.runs, workers=options.workers, on_progress=on_progress
+        )
     first = os.environ.get("RANK", "0") == "0"  # set by torchrun
     spoken = first and not options.json
     finished = (prepared.folder / RESULT).exists()
@@ -304,6 +365,8 @@ def _train(options: Namespace) -> int:
         record = run(
             prepared,
             device=options.device,
+            scale=_scale(options),
+            workers=options.workers,
             watch_every=options.watch,
             recompute=options.checkpoint_activations,
             on_epoch=report,
@@ -320,9 +383,13 @@ def _epoch_line(row: dict[str, Any], epochs: int) -> str:
     left = (epochs - row["epoch"]) * row["wall_seconds"]
     return (
         f"epoch {row['epoch']}/{epochs}  lr {row['lr']:.4g}  train loss {row['train_loss']:.4f}  "
-        f"test error {row['test_error_percent']:.2f} %  {row['images_per_second']:.0f} images/s  "
+        f"test error {row['test_error_percent']:.2f} %  {_rate(row['images_per_second'])}  "
         f"{int(left // 3600)}:{int(left % 3600 // 60):02}:{int(left % 60):02} left"
     )
+
+
+def _rate(images_per_second: float) -> str:
+    return f"{images_per_second:.{0 if images_per_second >= 10 else 1}f} images/s"
 
 
 def _result_line(record: dict[str, Any]) -> str:
@@ -331,7 +398,7 @@ def _result_line(record: dict[str, Any]) -> str:
     last, best = record["last"], record["best"]
     return (
         f"test error {last['test_error_percent']:.2f} % (last epoch), {best['test_error_percent']:.2f} % (best, epoch "
-        f"{best['epoch']}) on {record['data']['name']}, {record['images_per_second']:.0f} images/s"
+        f"{best['epoch']}) on {record['data']['name']}, {_rate(record['images_per_second'])}"
     )
 
 
@@ -398,6 +465,285 @@ class _Progress:
         self._before = now
 
 
+# mpelu reproduce
+
+
+def _reproduce_parser() -> Parser:
+    command = Parser(description="Run what claims, tables and figures of the paper ask for, and say what came out.")
+    command.add_argument(
+        "names", type=str, nargs="+", help="claim1 to claim52, table1 to table12, figure1 to figure5; or all."
+    )
+    command.add_argument("--scale", type=Literal["paper", "cpu"], default="cpu", help="As published, or shortened.")
+    command.add_argument(
+        "--data",
+        type=str | None,
+        default=None,
+        help="The images, a name or a folder; at scale paper, a folder with the data set that is found in it.",
+    )
+    command.add_argument(
+        "--seeds", type=int | None, default=None, help="Seeds of each training; not given: the study's own number."
+    )
+    command.add_argument(
+        "--workers", type=int | None, default=None, help="Processes; not given: one for each GPU, or for each core."
+    )
+    command.add_argument("--runs", type=Path, default=Path("runs"), help="Folder of all runs.")
+    command.add_argument("--results", type=Path, default=Path("results"), help="Folder of the files of records.")
+    command.add_argument(
+        "--budget", type=str | None, default=None, help="Wall time, e.g. 60m: run what fits, the cheapest claims first."
+    )
+    command.add_argument("--shard", type=str, default="1/1", help="i/n: only the i-th of n parts of the jobs.")
+    command.add_argument("--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="auto, cpu or cuda.")
+    command.add_argument(
+        "--launcher",
+        type=Literal["local", "slurm"],
+        default="local",
+        help="Run here, or as a Slurm array: each task takes a shard, with one worker for each of its GPUs or cores.",
+    )
+    command.add_argument("--slurm_tasks", type=int, default=4, help="Tasks of the array.")
+    command.add_argument("--slurm_partition", type=str | None, default=None, help="Not given: the cluster's default.")
+    command.add_argument("--slurm_minutes", type=int, default=240, help="Wall time of a task; it is queued again.")
+    command.add_argument("--slurm_cpus", type=int, default=4, help="Cores of a task.")
+    command.add_argument("--slurm_gpus", type=int, default=0, help="GPUs of a task.")
+    command.add_argument("--dry_run", action="store_true", help="Say what would be run, and how long it would take.")
+    command.add_argument(
+        "--json", action="store_true", help="Print a JSON line for each job that ends and for the result."
+    )
+    return command
+
+
+def _reproduce(options: Namespace) -> int:
+    from mpelu.studies import reproduce
+
+    started = time.monotonic()
+    request = _request(options)
+    plan = reproduce.plan(request)
+    store = reproduce.open_store(request, plan)
+    if options.dry_run:
+        _print_plan(plan, store.records, request, as_json=options.json)
+        return 0
+    recorded = [name for name in plan.jobs if name in store.records]
+    if options.launcher == "slurm":
+        failed = _launch(request, options)
+        store = reproduce.open_store(request, plan)
+    else:
+        board = _run_plan(plan, store, request, started=started, as_json=options.json)
+        failed = {line.name: line.reason for line in board.named("failed").values()}
+    _print_outcome(
+        plan, store.records, recorded, failed, as_json=options.json, wall_seconds=time.monotonic() - started
+    )
+    complete = request.budget_seconds is not None or all(name in store.records for name in plan.jobs)
+    return 0 if complete and not failed else 1
+
+
+def _launch(request: Any, options: Namespace) -> dict[str, str]:
+    from mpelu.studies.launch import Cluster, launch, slurm_executor
+
+    if request.shard != (1, 1):
+        raise UsageError("--launcher slurm makes shards of its own: leave out --shard, or take --launcher local")
+    cluster = Cluster(
+        options.slurm_tasks, options.slurm_partition, options.slurm_minutes, options.slurm_cpus, options.slurm_gpus
+    )
+    executor = slurm_executor(cluster, request.runs / "slurm")
+    request = dataclasses.replace(request, workers=cluster.gpus or cluster.cpus)
+
+    def say(names: list[str]) -> None:
+        sys.stderr.write(f"submitted {', '.join(names)}; their output is in {request.runs / 'slurm'}\n")
+
+    return launch(request, executor, cluster.tasks, on_submitted=say)
+
+
+def _request(options: Namespace) -> Any:
+    from mpelu.studies import reproduce
+    from mpelu.studies.schedule import parse_duration, parse_shard
+
+    for name in ("seeds", "workers"):
+        if options[name] is not None and options[name] < 1:
+            raise UsageError(f"--{name} must be at least 1, got {options[name]}")
+    return reproduce.Request(
+        names=tuple(options.names),
+        scale=options.scale,
+        data=options.data,
+        seeds=options.seeds,
+        runs=options.runs,
+        results=options.results,
+        device=options.device,
+        workers=options.workers or reproduce.capacity(options.device),
+        budget_seconds=None if options.budget is None else parse_duration(options.budget),
+        shard=parse_shard(options.shard),
+    )
+
+
+def _print_plan(plan: Any, records: Any, request: Any, *, as_json: bool) -> None:
+    from rich.table import Table
+
+    from mpelu.recipes.duration import in_words
+    from mpelu.studies import reproduce
+
+    rows = reproduce.costs(plan, records)
+    if as_json:
+        for item, missing, seconds in rows:
+            _print_json({"name": item.name, "jobs": len(item.keys), "missing": missing, "cpu_seconds": seconds})
+        return
+    titles = {item.name: getattr(item, "statement", None) or item.title for item in plan.items}
+    table = Table("name", "jobs", "to run", "CPU time", "what it is")
+    for item, missing, seconds in rows:
+        cost = in_words(seconds) if missing else ""
+        table.add_row(item.name, str(len(item.keys)), str(missing), cost, titles[item.name])
+    _console().print(table)
+    missing_jobs = [name for name in plan.jobs if name not in records]
+    total = sum(plan.seconds[name] for name in missing_jobs)
+    _print_line(
+        f"{len(missing_jobs)} of {len(plan.jobs)} jobs to run: {in_words(total)} of CPU time, about "
+        f"{in_words(total / request.workers)} with {request.workers} workers"
+    )
+
+
+def _run_plan(plan: Any, store: Any, request: Any, *, started: float, as_json: bool) -> Any:
+    from rich.live import Live
+
+    from mpelu.studies import reproduce
+
+    console = _console()
+    lively = console.is_terminal and not as_json
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+
+        def note(board: Any, name: str, event: Any) -> None:
+            if event.kind in ("started", "reported"):
+                return
+            line = board.lines[name]
+            if as_json:
+                _print_json({"event": event.kind, "key": name, **dataclasses.asdict(line)})
+            else:
+                live.console.print(_job_line(line, event.kind), highlight=False, markup=False, soft_wrap=True)
+
+        def refresh(board: Any) -> None:
+            if lively:
+                live.update(_board_table(board), refresh=True)
+
+        return reproduce.run(plan, store, request, on_event=note, on_poll=refresh, started=started)
+
+
+def _job_line(line: Any, kind: str) -> str:
+    if kind == "finished" and line.state == "done":
+        error = "" if line.error_percent is None else f"  test error {line.error_percent:.2f} %"
+        return f"done     {line.name}  {line.seconds:.0f} s{error}"
+    return f"{'failed' if kind == 'finished' else kind:8} {line.name}  {line.reason}"
+
+
+def _board_table(board: Any) -> Any:
+    """Return the jobs that run, and how many there are of the others."""
+    from rich.table import Table
+
+    from mpelu.recipes.duration import in_words
+
+    counts = {state: len(board.named(state)) for state in ("done", "waits", "failed")}
+    table = Table(
+        "job",
+        "epoch",
+        "test error %",
+        "seconds",
+        "left",
+        "",
+        caption=f"{board.recorded} recorded, {counts['done']} done, {counts['waits']} wait, {counts['failed']} failed; "
+        f"about {in_words(board.seconds_to_go)} left",
+    )
+    now = time.monotonic()
+    for line in board.named("runs").values():
+        table.add_row(
+            line.name,
+            f"{line.epoch}/{line.epochs}" if line.epochs else "",
+            "" if line.error_percent is None else f"{line.error_percent:.1f}",
+            f"{now - line.started:.0f}",
+            in_words(line.seconds_to_go),
+            line.reason,
+        )
+    return table
+
+
+def _print_outcome(
+    plan: Any, records: Any, recorded: list[str], failed: dict[str, str], *, as_json: bool, wall_seconds: float
+) -> None:
+    from mpelu.recipes.duration import in_words
+    from mpelu.studies import reproduce
+
+    findings = reproduce.findings(plan, records)
+    exhibits = reproduce.exhibits(plan, records)
+    incomplete = reproduce.left_out(plan, records)
+    done = sum(name in records for name in plan.jobs) - len(recorded)
+    if as_json:
+        _print_json(
+            {
+                "event": "result",
+                "findings": [dataclasses.asdict(finding) for finding in findings],
+                "exhibits": [dataclasses.asdict(exhibit) for exhibit in exhibits],
+                "recorded": len(recorded),
+                "done": done,
+                "failed": failed,
+                "incomplete": [{"name": name, "recorded": done, "jobs": jobs} for name, done, jobs in incomplete],
+                "wall_seconds": wall_seconds,
+            }
+        )
+        return
+    console = _console()
+    for exhibit in exhibits:
+        console.print(_exhibit(exhibit), soft_wrap=isinstance(exhibit, str))
+    lines = [line for finding in findings for line in _finding_lines(finding)]
+    lines += [f"incomplete: {name} has {done} of {jobs} jobs" for name, done, jobs in incomplete]
+    lines += [f"failed: {name}: {reason}" for name, reason in failed.items()]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    _print_line(
+        f"{len(recorded)} jobs were recorded before, {done} were run, {len(failed)} failed; {in_words(wall_seconds)}"
+    )
+
+
+def _exhibit(exhibit: Any) -> Any:
+    """Return a table with the paper's number and ours in each cell, or the words for a picture."""
+    from rich.table import Table
+
+    from mpelu.report.grid import UNKNOWN, Cell, Picture
+
+    if isinstance(exhibit, Picture):
+        return f"{exhibit.name}: {exhibit.title}. {exhibit.caption} ({_where(exhibit)})"
+
+    def text(cell: str | Cell) -> str:
+        if isinstance(cell, str):
+            return cell
+        ours = cell.text
+        if cell.ours is not None:
+            sd = "" if cell.ours.sd is None else f" ± {cell.ours.sd:.{cell.digits}f}"
+            ours = f"{cell.ours.mean:.{cell.digits}f}{sd} (n={cell.ours.n})"
+        return f"{cell.paper or UNKNOWN} | {ours or UNKNOWN}"
+
+    table = Table(
+        *exhibit.columns,
+        title=f"{exhibit.name}: {exhibit.title}",
+        caption="\n".join((f"paper | ours, {_where(exhibit)}", *exhibit.notes)),
+    )
+    for row in exhibit.rows:
+        table.add_row(*(text(cell) for cell in row))
+    return table
+
+
+def _where(result: Any) -> str:
+    return f"scale {result.scale}" + (f", {result.data}" if result.data else "")
+
+
+def _finding_lines(finding: Any) -> Iterator[str]:
+    yield f"claim{finding.claim}: {finding.outcome} ({_where(finding)})"
+    yield f"  {finding.statement}"
+    if finding.evidence:
+        yield f"  {finding.evidence}"
+    for interval in finding.intervals:
+        unit = f" {interval.unit}" if interval.unit else ""
+        yield (
+            f"  {interval.quantity}: {interval.estimate:.4g}{unit} [{interval.low:.4g}, {interval.high:.4g}], "
+            f"n = {interval.n}, {interval.method}"
+        )
+    if finding.differs:
+        yield f"  {finding.differs}"
+
+
 # mpelu evaluate
 
 
@@ -406,6 +752,7 @@ def _evaluate_parser() -> Parser:
     command.add_argument("run", type=Path, help="The run folder that 'mpelu train' printed.")
     command.add_argument("--weights", type=str, default="last", help="last or best epoch.")
     command.add_argument("--data", type=str | None, default=None, help="Another data set with the same classes.")
+    command.add_argument("--workers", type=int, default=0, help="Processes that decode photographs.")
     command.add_argument("--json", action="store_true", help="Print one JSON object.")
     return command
 
@@ -413,14 +760,15 @@ def _evaluate_parser() -> Parser:
 def _evaluate(options: Namespace) -> int:
     from mpelu.train.evaluation import evaluate
 
-    result = evaluate(options.run, weights=options.weights, data=options.data)
+    result = evaluate(options.run, weights=options.weights, data=options.data, workers=options.workers)
     if options.json:
         _print_json(dataclasses.asdict(result))
     else:
+        skipped = f" ({result.skipped_images} more cannot be read)" if result.skipped_images else ""
         _print_line(
             f"test error {result.test_error_percent:.2f} %, loss {result.test_loss:.4f}, {result.images} images of "
-            f"{result.data}, weights of the {result.weights} epoch ({result.epoch}), "
-            f"{result.images_per_second:.0f} images/s"
+            f"{result.data}{skipped}, weights of the {result.weights} epoch ({result.epoch}), "
+            f"{_rate(result.images_per_second)}"
         )
     return 0
 
@@ -665,16 +1013,16 @@ def _subject(options: Namespace) -> _Subject:
 
 def _subject_of_run(options: Namespace) -> _Subject:
     """Load the network of a run, with images that it was trained on."""
-    from mpelu.data import evaluation_view, load, normalize
     from mpelu.train.evaluation import load_trained
+    from mpelu.train.supply import examples_of, other_data
 
     trained = load_trained(Path(options.model), weights=options.weights)
-    data = trained.dataset if options.data is None else load(options.data)
-    assert trained.recipe.augment is not None
-    images = evaluation_view(data.train.images[: options.batch], trained.recipe.augment)
-    title = f"{trained.recipe.model} after {trained.epoch} epochs, {len(images)} images of {data.name}"
-    example = normalize(images, trained.dataset.mean, trained.dataset.std)
-    return _Subject(trained.net, example, data.train.labels[: options.batch], title)
+    recipe, data = trained.recipe, trained.dataset
+    if options.data is not None:
+        data = other_data(recipe, options.data, data)
+    images, labels = examples_of(recipe, data, options.batch)
+    title = f"{recipe.model} after {trained.epoch} epochs, {len(images)} images of {data.name}"
+    return _Subject(trained.net, images, labels, title)
 
 
 def _sgd(model: Any, lr: float | None) -> Any:
@@ -695,6 +1043,58 @@ def _view(name: str, subject: _Subject, options: Namespace) -> Any:
         return residual_view(residuals(subject.model, subject.example, seed=options.seed))
     layers = None if options.layers is None else _shape(options.layers, option="--layers")
     return distribution_view(distributions(subject.model, subject.example, layers=layers, seed=options.seed))
+
+
+# mpelu recipes
+
+
+def _recipes_parser() -> Parser:
+    command = Parser(description="List the recipes behind the tables of the paper, or show one of them.")
+    command.add_argument("name", type=str | None, nargs="?", default=None, help="One of them, or module:name.")
+    command.add_argument("--markdown", action="store_true", help="Print the list as Markdown.")
+    command.add_argument("--json", action="store_true", help="Print JSON.")
+    return command
+
+
+def _recipes(options: Namespace) -> int:
+    from rich.table import Table
+
+    from mpelu.recipes import listing, row, rows
+
+    if options.name is not None:
+        _show_row(row(options.name), as_json=options.json)
+    elif options.json:
+        _print_json([listing.as_json(each) for each in rows()])
+    elif options.markdown:
+        _print_line(listing.markdown(rows()))
+    else:
+        table = Table(*listing.HEADERS, caption="Durations are those of one run on one core; ≈ was not measured.")
+        for cells in listing.overview(rows()):
+            table.add_row(*cells)
+        _console().print(table)
+    return 0
+
+
+def _show_row(row: Any, *, as_json: bool) -> None:
+    from rich.table import Table
+
+    from mpelu.recipes import listing
+
+    if as_json:
+        _print_json(listing.as_json(row))
+        return
+    table = Table("field", "scale paper", "scale cpu", "--follow code", title=f"{row.name}: {row.about}")
+    for cells in listing.fields(row):
+        table.add_row(*cells)
+    _console().print(table)
+    sections = {
+        "Stands for": listing.targets(row),
+        "Scale cpu": list(row.factors),
+        "Duration of a run": listing.durations(row),
+    }
+    for heading, lines in sections.items():
+        if lines:
+            _print_line("\n".join([heading, *(f"  {line}" for line in lines)]))
 
 
 # mpelu data
@@ -747,23 +1147,74 @@ def _data(options: Namespace) -> int:
 
 
 def _report_parser() -> Parser:
-    command = Parser(description="Show what finished runs say, as a table and as one self-contained page.")
+    command = Parser(
+        description="Show what finished runs say: about the paper's claims, tables and figures if runs of "
+        "'mpelu reproduce' are among them, else a table of results. The page stands alone."
+    )
     command.add_argument(
         "runs", type=Path, nargs="*", default=[Path("runs")], help="Folders of runs, or .jsonl files of records."
     )
-    command.add_argument("--study", type=str | None, default=None, help="Only the runs of this study.")
-    command.add_argument("--figures", type=Path | None, default=None, help="Write the curves as SVG to this folder.")
+    command.add_argument("--study", type=str | None, default=None, help="Only a table of the runs of this study.")
+    command.add_argument(
+        "--only",
+        type=Literal["headline", "claims", "tables", "figures"] | None,
+        default=None,
+        help="Of what is printed about the paper, only this; as Markdown.",
+    )
+    command.add_argument("--figures", type=Path | None, default=None, help="Write the pictures as SVG to this folder.")
     command.add_argument("--out", type=Path | None, default=None, help="Write the page to this file.")
-    command.add_argument("--markdown", action="store_true", help="Print the table as Markdown.")
+    command.add_argument("--markdown", action="store_true", help="Print Markdown.")
     command.add_argument("--json", action="store_true", help="Print the records, a JSON line each.")
-    command.add_argument("--title", type=str, default="Runs", help="Title of the page.")
+    command.add_argument("--title", type=str | None, default=None, help="Title of the page.")
     return command
 
 
 def _report(options: Namespace) -> int:
+    from mpelu.studies.findings import belongs
+    from mpelu.train.records import find_results
+
+    if options.study is not None and options.only is not None:
+        raise UsageError(f"--only {options.only} is about the paper, --study {options.study} is not: give one of them")
+    records = [record for record in find_results(options.runs) if options.study in (None, record["study"])]
+    if not records:
+        raise MpeluError(f"no finished run of study {options.study!r}; leave out --study to see them all")
+    if options.json:
+        for record in records:
+            _print_json(record)
+        if options.out is None and options.figures is None:
+            return 0
+    about_the_paper = options.only is not None or (options.study is None and any(map(belongs, records)))
+    return _report_paper(records, options) if about_the_paper else _report_runs(records, options)
+
+
+def _report_paper(records: Sequence[dict[str, Any]], options: Namespace) -> int:
+    from mpelu.report import claims_table, render_reproduction, reproduction_markdown, standalone
+    from mpelu.report.grid import Picture
+    from mpelu.studies.findings import reproduction
+
+    found = reproduction(records)
+    if options.markdown or options.only is not None:
+        _print_line(reproduction_markdown(found, options.only))
+    elif not options.json:
+        _console().print(claims_table(found))
+    if options.figures is not None:
+        for shown in found.exhibits:
+            pictures = [view for view in shown.views if isinstance(view, Picture) and view.svg]
+            for number, view in enumerate(pictures, start=1):
+                name = shown.name if number == 1 else f"{shown.name}-{number}"
+                _write_text(options.figures / f"{name}.svg", standalone(view.svg))
+    if options.out is not None:
+        title = {} if options.title is None else {"title": options.title}
+        _write_text(options.out, render_reproduction(found, **title))
+        sys.stderr.write(f"{options.out} written\n")
+    return 0
+
+
+def _report_runs(given: Sequence[dict[str, Any]], options: Namespace) -> int:
     from mpelu.report import (
         error_curves,
         find_signals,
+        is_measurement,
         loss_curves,
         markdown_table,
         render_page,
@@ -773,18 +1224,14 @@ def _report(options: Namespace) -> int:
         standalone,
         summarize,
     )
-    from mpelu.train.records import find_results
 
-    records = [record for record in find_results(options.runs) if options.study in (None, record["study"])]
+    records = [record for record in given if not is_measurement(record)]
     if not records:
-        raise MpeluError(f"no finished run of study {options.study!r}; leave out --study to see them all")
+        raise MpeluError("there is no training among these records, only measurements; leave out --study")
     signals = find_signals(options.runs, records)
-    if options.json:
-        for record in records:
-            _print_json(record)
-    elif options.markdown:
+    if options.markdown:
         _print_line(markdown_table(summarize(records)))
-    else:
+    elif not options.json:
         _console().print(results_table(summarize(records)))
         if signals:
             _console().print(signal_table(signals))
@@ -796,7 +1243,8 @@ def _report(options: Namespace) -> int:
             for key, svg in signal_figures(signal.steps, name=signal.name).items():
                 _write_text(options.figures / f"{signal.name}-{key.replace('_', '-')}.svg", standalone(svg))
     if options.out is not None:
-        page = render_page(records, title=options.title, lead=f"{len(records)} runs.", how_to_read=(), signals=signals)
+        title = options.title or "Runs"
+        page = render_page(records, title=title, lead=f"{len(records)} runs.", how_to_read=(), signals=signals)
         _write_text(options.out, page)
         sys.stderr.write(f"{options.out} written\n")
     return 0
@@ -858,8 +1306,10 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[Namespace], int]]] = {
     "evaluate": (_evaluate_parser, _evaluate),
     "report": (_report_parser, _report),
     "models": (_models_parser, _models),
+    "recipes": (_recipes_parser, _recipes),
     "init": (_init_parser, _init),
     "diagnose": (_diagnose_parser, _diagnose),
     "data": (_data_parser, _data),
+    "reproduce": (_reproduce_parser, _reproduce),
     "bench": (_bench_parser, _bench),
 }

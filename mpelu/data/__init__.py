@@ -12,6 +12,7 @@ from mpelu.data.augment import (
 from mpelu.data.catalog import CATALOG, PREPROCESSINGS, Entry, describe, find_photographs, load
 from mpelu.data.check import CheckReport, check, check_photographs
 from mpelu.data.dataset import Dataset, Decoded, Source, Split
+from mpelu.data.inputs import evaluation_inputs, training_inputs
 from mpelu.data.photographs import PhotographSet, open_photographs
 from mpelu.data.stream import Batch, Stream
 from mpelu.data.survey import Normalization, Survey, normalization, training_survey
@@ -38,6 +39,7 @@ __all__ = [
     "check",
     "check_photographs",
     "describe",
+    "evaluation_inputs",
     "evaluation_view",
     "find_photographs",
     "load",
@@ -46,5 +48,6 @@ __all__ = [
     "open_photographs",
     "random_crop",
     "random_flip",
+    "training_inputs",
     "training_survey",
 ]

@@ -34,6 +34,7 @@ AUGMENTATIONS = {
     "pad4": Augmentation(flip=True, padding=4, size=None),
     "pad4-noflip": Augmentation(flip=False, padding=4, size=None),
     "crop28": Augmentation(flip=True, padding=0, size=28),
+    "crop14": Augmentation(flip=True, padding=0, size=14),
 }
 
 
@@ -101,13 +102,14 @@ def evaluation_view(images: Tensor, kind: str) -> Tensor:
 
 
 def normalize(
-    images: Tensor, mean: Sequence[float], std: Sequence[float], *, dtype: torch.dtype = torch.float32
+    images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float], *, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Return ``(images / 255 - mean) / std``, channel by channel; floating images are not divided by 255.
 
     Args:
         images: uint8 or floating, shape ``(N, C, H, W)``.
-        mean: Mean of each channel: of uint8 images on the scale 0 to 1, of floating images on their own.
+        mean: Mean of each channel: of uint8 images on the scale 0 to 1, of floating images on their own. Or an image of
+            such means, shape ``(C, H, W)``.
         std: Standard deviation of each channel, on the same scale, not 0.
         dtype: Floating dtype of the result; narrow ones are computed in float32 and rounded once.
 
@@ -119,7 +121,8 @@ def normalize(
         tensor([[[[2.]]]])
     """
     compute = torch.promote_types(dtype, torch.float32)
-    shift = torch.tensor(mean, dtype=compute, device=images.device).view(-1, 1, 1)
+    shift = torch.as_tensor(mean, dtype=compute, device=images.device)
+    shift = shift if shift.ndim == 3 else shift.view(-1, 1, 1)
     scale = torch.tensor(std, dtype=compute, device=images.device).view(-1, 1, 1)
     result = images.to(compute, copy=True)
     if not images.is_floating_point():

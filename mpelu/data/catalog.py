@@ -1,15 +1,16 @@
 """Data sets by name or by path."""
 
 import difflib
-import importlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from mpelu.address import load_named
 from mpelu.data import cache as stored
 from mpelu.data import cifar, digits, folder, hub, parquet, whiten
+from mpelu.data.collect import resized
 from mpelu.data.dataset import Dataset, Decoded, Source, channel_statistics
 from mpelu.data.photographs import PhotographSet, open_photographs
 from mpelu.data.whiten import Progress
@@ -147,7 +148,7 @@ def load(
     Args:
         source: A name in :data:`CATALOG`, or the path of a folder (``./cifar10`` if it has the name of an entry):
             Parquet files as on the Hugging Face Hub, class folders, or an official folder of CIFAR; or
-            ``module:function``, a function of yours that returns a :class:`Source`.
+            ``module:function`` or ``file.py:function``, a function of yours that returns a :class:`Source`.
         preprocess: ``none`` (uint8 images), or a name in :data:`PREPROCESSINGS`: ``gcn_zca`` is global contrast
             normalization and ZCA whitening by the statistics of the training images (float16 images, mean 0, std 1).
         resize: Scale every image to this height and width, whatever its aspect; by default all must have one size.
@@ -202,18 +203,16 @@ def find(source: str | Path, *, resize: int | None = None) -> Source:
         resize: As for :func:`load`.
 
     Raises:
-        UsageError: If the name is neither in the catalog nor a path, or its images cannot be resized.
+        UsageError: If the name is neither in the catalog nor a path, or ``resize`` is below 1.
         DataError: If there is no such folder, or no data set in it.
     """
     if resize is not None and resize < 1:
         raise UsageError(f"resize must be at least 1, got {resize}")
     if isinstance(source, str) and source in CATALOG:
-        _require_no_resize(source, resize)
-        return _in_memory(source)
+        return _resizing(_in_memory(source), resize)
     place = Path(source).expanduser()
     if isinstance(source, str) and ":" in source and not place.exists():
-        _require_no_resize(source, resize)
-        return _own_source(source)
+        return _resizing(_own_source(source), resize)
     if not place.exists():
         raise _nothing_there(source)
     if not place.is_dir():
@@ -221,8 +220,8 @@ def find(source: str | Path, *, resize: int | None = None) -> Source:
     try:
         official = cifar.find(place)
         if official is not None:
-            _require_no_resize(official.name, resize)
-        found = official or parquet.find(place, resize=resize) or folder.find(place, resize=resize)
+            return _resizing(official, resize)
+        found = parquet.find(place, resize=resize) or folder.find(place, resize=resize)
         names = sorted(path.name for path in place.iterdir())
     except OSError as error:
         raise DataError(f"cannot list {error.filename} ({error.strerror}); mend its permissions") from error
@@ -298,19 +297,16 @@ def _in_memory(name: str) -> Source:
     return find_source()
 
 
-def _require_no_resize(name: str, resize: int | None) -> None:
-    if resize is not None:
-        raise UsageError(f"resize is for Parquet and class folders of your own; leave it out for {name}")
+def _resizing(found: Source, resize: int | None) -> Source:
+    """Return a source whose images, which have one size, are scaled after they were decoded."""
+    if resize is None:
+        return found
+    return replace(found, decode=lambda: resized(found.decode(), resize))
 
 
 def _own_source(name: str) -> Source:
-    """Call the function that ``module:function`` names."""
-    module, _, function = name.partition(":")
-    try:
-        find_own = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:  # ValueError: the name of the module is empty
-        raise UsageError(f"no function {function!r} in a module {module!r} ({error}); give module:function") from error
-    found = find_own()
+    """Call the function that ``module:function`` or ``file.py:function`` names."""
+    found = load_named(name, kind="function")()
     if not isinstance(found, Source):
         raise UsageError(f"{name} must return a mpelu.data.Source, got {type(found).__name__}")
     return found

@@ -1,11 +1,12 @@
 """Encoded images of any source, collected into tensors."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from mpelu.data.dataset import Decoded, Split
 from mpelu.data.pixels import decode_image
@@ -99,6 +100,29 @@ def decode_part(
     if images is None:
         images = np.empty((0, 3, 1, 1), dtype=np.uint8)
     return Part(images[:count], labels[:count], frozenset(encodings), grey)
+
+
+def resized(decoded: Decoded, size: int) -> Decoded:
+    """Scale images that are decoded already to ``size x size``, by the filter of :func:`decode_image`.
+
+    Args:
+        decoded: Images of one size, uint8.
+        size: Height and width; images that have them are left as they are.
+    """
+    train, test = (
+        part if part.images.shape[-2:] == (size, size) else Split(_scaled(part.images, size), part.labels)
+        for part in (decoded.train, decoded.test)
+    )
+    return replace(decoded, train=train, test=test)
+
+
+def _scaled(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Scale each channel of each image by itself, as Pillow does."""
+    planes = images.numpy().reshape(-1, *images.shape[-2:])
+    scaled = np.empty((len(planes), size, size), dtype=np.uint8)
+    for plane, result in zip(planes, scaled, strict=True):
+        result[:] = np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR))
+    return torch.from_numpy(scaled).view(*images.shape[:2], size, size)
 
 
 def require_label(label: int | None, classes: int) -> int:

@@ -4,8 +4,10 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mpelu.errors import DataError, UsageError
@@ -39,6 +41,8 @@ class Dataset:
             on the same scale; 1 after a preprocessing.
         sha256: Identifies the content: a digest of the digests of the files that it was read from.
         preprocess: What was done to the images: ``none``, or a name in :data:`mpelu.data.PREPROCESSINGS`.
+        mean_image: Subtracted in the place of ``mean`` where there is one: float32, shape ``(C, H, W)``, on the same
+            scale. See :meth:`centered`.
     """
 
     name: str
@@ -49,6 +53,43 @@ class Dataset:
     std: tuple[float, ...]
     sha256: str
     preprocess: str = "none"
+    mean_image: Tensor | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return channels, height and width of an image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device) -> "Dataset":
+        """Return the same data on a device."""
+        train, test = (Split(part.images.to(device), part.labels.to(device)) for part in (self.train, self.test))
+        image = None if self.mean_image is None else self.mean_image.to(device)
+        return replace(self, train=train, test=test, mean_image=image)
+
+    def centered(
+        self, center: Literal["channel", "image", "none"] = "channel", pixel_scale: Literal["std", "raw"] = "std"
+    ) -> "Dataset":
+        """Choose what :func:`mpelu.data.training_inputs` subtracts from the images, and what it divides them by.
+
+        Args:
+            center: The mean of each ``channel``, as the data set was loaded; the mean ``image`` of its training images,
+                pixel by pixel; or ``none``.
+            pixel_scale: ``std`` divides by the standard deviation of each channel; ``raw`` leaves the scale 0 to 255
+                (to within the rounding of float32).
+
+        Raises:
+            UsageError: If the images were preprocessed, which centred and scaled them.
+        """
+        if self.preprocess != "none" and (center == "image" or pixel_scale == "raw"):
+            given = "center image" if center == "image" else "pixel_scale raw"
+            raise UsageError(f"preprocess {self.preprocess} centres and scales the images itself: leave out {given}")
+        changed = self
+        if center == "image":
+            changed = replace(changed, mean_image=mean_image(self.train.images))
+        elif center == "none":
+            changed = replace(changed, mean=(0.0,) * len(self.mean))
+        return replace(changed, std=(1 / 255,) * len(self.std)) if pixel_scale == "raw" else changed
 
     def limited(self, count: int | None) -> "Dataset":
         """Keep the first ``count`` training images (None: all); test, mean and std stay those of the full set.
@@ -58,12 +99,7 @@ class Dataset:
         """
         if count is None:
             return self
-        available = len(self.train.labels)
-        if not 1 <= count <= available:
-            raise UsageError(
-                f"the number of training images must be from 1 to {available} for {self.name}, got {count}; "
-                "leave it out for all of them"
-            )
+        require_count(count, len(self.train.labels), self.name)
         return replace(self, train=Split(self.train.images[:count], self.train.labels[:count]))
 
 
@@ -113,6 +149,24 @@ class Source:
                 f"cannot read {error.filename} ({error.strerror}); mend the file or its permissions"
             ) from error
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def require_count(count: int, available: int, name: str) -> None:
+    """Raise a UsageError unless a data set has ``count`` training images."""
+    if not 1 <= count <= available:
+        raise UsageError(
+            f"the number of training images must be from 1 to {available} for {name}, got {count}; "
+            "leave it out for all of them"
+        )
+
+
+def mean_image(images: Tensor) -> Tensor:
+    """Return the mean of all images, float32, shape ``(C, H, W)``, on the scale 0 to 1; sums are whole numbers.
+
+    Args:
+        images: uint8, shape ``(N, C, H, W)``, at least one image.
+    """
+    return (images.sum(0, dtype=torch.int64).double() / (255 * len(images))).float()
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

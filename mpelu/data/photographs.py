@@ -5,7 +5,7 @@ They lie in blocks that are read as a whole: a file of a folder is a block, and 
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mpelu.data import folder, parquet
+from mpelu.data.dataset import require_count
 from mpelu.data.pixels import first_line
 from mpelu.errors import DataError
 
@@ -134,6 +135,17 @@ class PhotographSet:
     train: Photographs
     test: Photographs
     sha256: str
+
+    def limited(self, count: int | None) -> "PhotographSet":
+        """Keep the first ``count`` training images (None: all).
+
+        Raises:
+            UsageError: If there are fewer images, or count is below 1.
+        """
+        if count is None:
+            return self
+        require_count(count, len(self.train.labels), self.name)
+        return replace(self, train=self.train.first(count))
 
 
 def open_photographs(place: Path, *, name: str | None = None) -> PhotographSet:

@@ -5,6 +5,7 @@ worker processes, nor from where the stream was started.
 """
 
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -115,6 +116,7 @@ class Stream:
             num_workers=self.workers,
             prefetch_factor=max(AHEAD, self.workers + 1) if self.workers else None,
             collate_fn=_as_it_is,
+            worker_init_fn=_outlive_interrupt,
             generator=torch.Generator(),  # else the loader would draw from torch's global one
         )
         each = iter(loader)
@@ -263,6 +265,11 @@ def _room(shape: tuple[int, ...]) -> Tensor:
     storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
     flat: Tensor = torch.empty(0, dtype=torch.uint8).set_(storage)
     return flat.view(shape)
+
+
+def _outlive_interrupt(_: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to every process, to the one that trains: it may want to save first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(part: Any) -> Any:

@@ -3,10 +3,12 @@
 import json
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import filelock
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
@@ -79,26 +81,28 @@ class Normalization:
 
 
 def normalization(
-    survey: Survey, *, center: Literal["image", "channel"] = "image", scale: Literal["raw", "unit"] = "raw"
+    survey: Survey, *, center: Literal["image", "channel", "none"] = "image", scale: Literal["raw", "std"] = "raw"
 ) -> Normalization:
     """Choose what is subtracted and divided by.
 
     Args:
         survey: Of the training images, with the view of the training.
-        center: Subtract the mean ``image``, pixel by pixel (the paper's code), or the mean of each ``channel``.
-        scale: ``raw``: leave the scale 0 to 255 as it is (the paper's code); ``unit``: divide by the standard deviation
+        center: Subtract the mean ``image``, pixel by pixel (the paper's code), the mean of each ``channel``, or
+            nothing (``none``).
+        scale: ``raw``: leave the scale 0 to 255 as it is (the paper's code); ``std``: divide by the standard deviation
             of each channel.
 
     Raises:
         UsageError: If a mean image is asked for where there is none, or a name is unknown.
     """
-    if center not in ("image", "channel") or scale not in ("raw", "unit"):
-        raise UsageError(f"center must be image or channel, and scale raw or unit, got {center!r} and {scale!r}")
-    if center == "image" and survey.mean_image is None:
+    means = {"image": survey.mean_image, "channel": _column(survey.mean), "none": torch.zeros(3, 1, 1)}
+    scales = {"raw": torch.ones(3, 1, 1), "std": _column(survey.std)}
+    if center not in means or scale not in scales:
+        raise UsageError(f"center must be image, channel or none, and scale raw or std, got {center!r} and {scale!r}")
+    mean = means[center]
+    if mean is None:
         raise UsageError("images of several sizes have no mean image: use center 'channel', or the resize 'squash'")
-    mean = survey.mean_image if center == "image" else _column(survey.mean)
-    assert mean is not None
-    return Normalization(mean, _column(survey.std) if scale == "unit" else torch.ones(3, 1, 1))
+    return Normalization(mean, scales[scale])
 
 
 def survey_images(
@@ -140,6 +144,7 @@ def training_survey(
     data: PhotographSet,
     view: View,
     *,
+    limit: int | None = None,
     workers: int = 0,
     anew: bool = False,
     cache: Path | None = None,
@@ -150,19 +155,27 @@ def training_survey(
     Args:
         data: The data set.
         view: How images are resized.
+        limit: Survey the first so many training images only; None for all.
         workers: Processes that decode; 0 decodes in this one.
         anew: Look at all images again.
         cache: As for :func:`mpelu.data.load`.
         on_progress: Called with the images done and their number.
 
     Raises:
+        UsageError: If there are fewer images than ``limit``.
         DataError: If no image can be read.
     """
-    place = (cache or stored.default_folder()) / f"{data.sha256}-survey-{view.resize}{view.size}-v1.safetensors"
+    seen = f"survey-{view.resize}{view.size}" + ("" if limit is None else f"-first{limit}")
+    place = (cache or stored.default_folder()) / f"{data.sha256}-{seen}-v1.safetensors"
+    photographs = data.limited(limit).train
     found = None if anew else _read(place)
-    if found is None:
-        found = survey_images(data.train, len(data.classes), view, workers=workers, on_progress=on_progress)
-        _write(place, found)
+    if found is not None:
+        return found
+    with _one_at_a_time(place):
+        found = None if anew else _read(place)  # of several processes that train, the first did it for all
+        if found is None:
+            found = survey_images(photographs, len(data.classes), view, workers=workers, on_progress=on_progress)
+            _write(place, found)
     return found
 
 
@@ -275,6 +288,22 @@ def _as_it_is(share: Any) -> Any:
 
 def _column(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
+
+
+@contextmanager
+def _one_at_a_time(place: Path) -> Iterator[None]:
+    """Wait until no other process makes this file; where no lock can be had, go on without."""
+    lock = filelock.FileLock(place.with_suffix(".lock"))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _read(path: Path) -> Survey | None:

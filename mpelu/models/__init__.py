@@ -1,7 +1,7 @@
 """The networks of the paper, built without being initialized."""
 
 from mpelu.models.activations import ActivationFactory, activation_factory
-from mpelu.models.build import OWN, build_model, family_of, takes_activation
+from mpelu.models.build import OWN, build_model, count_costs, family_of, takes_activation
 from mpelu.models.catalog import FAMILIES, Family, ModelInfo, create_model, list_models, parse_name
 from mpelu.models.cifar_resnet import DESIGNS, Block, Design, residual
 from mpelu.models.factory import load_factory, source_sha256
@@ -22,6 +22,7 @@ __all__ = [
     "PyramidPool",
     "activation_factory",
     "build_model",
+    "count_costs",
     "create_model",
     "family_of",
     "imagenet",

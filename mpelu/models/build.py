@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from mpelu.errors import UsageError
 from mpelu.models.activations import activation_factory
-from mpelu.models.catalog import FAMILIES, create_model, parse_name
+from mpelu.models.catalog import FAMILIES, Costs, costs, create_model, parse_name
 from mpelu.models.factory import load_factory
 
 OWN, TIMM = "own", "timm"
@@ -92,6 +93,27 @@ def build_model(
     if "input_size" in FAMILIES[family].options:
         wanted.setdefault("input_size", input_size)
     return create_model(name, num_classes, activation, alpha=alpha, beta=beta, in_channels=in_channels, **wanted)
+
+
+def count_costs(name: str, *, in_channels: int, input_size: int, **arguments: Any) -> Costs:
+    """Return what one image costs in a network that :func:`build_model` builds; no weight is allocated.
+
+    Args:
+        name: As for :func:`build_model`.
+        in_channels: Likewise.
+        input_size: Likewise.
+        **arguments: Likewise.
+
+    Raises:
+        UsageError: As :func:`build_model`.
+
+    Example:
+        >>> count_costs("plain9", num_classes=10, in_channels=1, input_size=16).multiply_adds
+        604480
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = build_model(name, in_channels=in_channels, input_size=input_size, **arguments)
+        return costs(model, torch.zeros(1, in_channels, input_size, input_size))
 
 
 def _keywords(function: Callable[..., Any]) -> set[str]:

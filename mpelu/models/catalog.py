@@ -94,8 +94,8 @@ def create_model(
             given the number of channels and returns a module.
         alpha: Start value of alpha, or slope of the leaky units; None is the usual value of the activation.
         beta: Start value of beta (mpelu only); None is 1.
-        **options: Those of the family: ``in_channels``; for plain nets ``input_size``, ``width``, ``batch_norm`` and
-            ``dropout``; for residual nets ``shortcut``, ``after``, ``first_norm`` and ``end_norm``
+        **options: Those of the family: ``in_channels``; for nin ``width``; for plain nets ``input_size``, ``width``,
+            ``batch_norm`` and ``dropout``; for residual nets ``shortcut``, ``after``, ``first_norm`` and ``end_norm``
             (:func:`mpelu.models.cifar_resnet.residual`).
 
     Raises:

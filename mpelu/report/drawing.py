@@ -69,15 +69,25 @@ def svg_text(figure: Figure, *, name: str, title: str, description: str) -> str:
         r"^.*?(?=<svg )|<metadata>.*?</metadata>|<style .*?</style>|<!--.*?-->", "", buffer.getvalue(), flags=re.S
     )
     svg = re.sub(r"font-family: [^;\"]*; ", "", svg)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
+    svg = with_ids(svg, name)
     svg = svg.replace(INK, "currentColor")
     head = f'<title id="{name}-title">{escape(title)}</title>\n<desc id="{name}-desc">{escape(description)}</desc>'
     root = (
         f'<svg role="img" aria-labelledby="{name}-title {name}-desc" stroke-linejoin="round" font-family="sans-serif" '
     )
     return re.sub(r"<svg ([^>]*)>", lambda match: f"{root}{match[1]}>\n{head}", svg, count=1)
+
+
+def with_ids(svg: str, prefix: str) -> str:
+    """Return a figure with a prefix before each of its ids, so that it can stand in a page beside its like."""
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'href="#', f'href="#{prefix}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{prefix}-", svg)
+    return re.sub(
+        r'aria-(labelledby|describedby)="([^"]*)"',
+        lambda found: f'aria-{found[1]}="{" ".join(f"{prefix}-{one}" for one in found[2].split())}"',
+        svg,
+    )
 
 
 def standalone(svg: str) -> str:

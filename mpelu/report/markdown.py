@@ -27,8 +27,8 @@ def markdown_table(summaries: Sequence[Summary]) -> str:
 
 def _cells(label: str, summary: Summary) -> list[str]:
     return [
-        _escape(label),
-        _escape(measured_on(summary)),
+        escaped(label),
+        escaped(measured_on(summary)),
         paper_style(summary.last_epoch),
         paper_style(summary.best_epoch),
         loss_text(summary.train_loss),
@@ -38,7 +38,7 @@ def _cells(label: str, summary: Summary) -> list[str]:
     ]
 
 
-def _escape(text: str) -> str:
+def escaped(text: str) -> str:
     """Keep a name from ending its cell, opening a tag or becoming emphasis."""
     replacements = {"&": "&amp;", "<": "&lt;", "|": "\\|", "*": "\\*", "_": "\\_", "`": "\\`", "\n": " ", "\\": "\\\\"}
     return "".join(replacements.get(character, character) for character in text)

@@ -5,12 +5,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from mpelu.report import cells
 from mpelu.report.plots import error_curves, loss_curves
 from mpelu.report.signal import Signal, signal_figures
 from mpelu.report.summary import Record, Summary, labels, summarize
+from mpelu.report.templates import templates
 from mpelu.report.verdict import Verdict
 
 
@@ -69,7 +68,7 @@ def render_page(
     settings = setting_rows(summaries)
     runs = [(label, run) for label, summary in zip(labels(summaries), summaries, strict=True) for run in summary.runs]
     return (
-        _environment()
+        templates()
         .get_template("page.html.jinja")
         .render(
             title=title,
@@ -151,13 +150,3 @@ def _setting_text(config: Mapping[str, object], name: str) -> str:
 
 def _data_sets(summaries: Sequence[Summary]) -> tuple[Mapping[str, object], ...]:
     return tuple({(summary.data, summary.data_sha256): summary.runs[0]["data"] for summary in summaries}.values())
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("mpelu.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

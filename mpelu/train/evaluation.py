@@ -5,17 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 import yaml
 from torch import nn
 
-from mpelu.data import Dataset, evaluation_view, load, normalize
 from mpelu.errors import DataError, UsageError
 from mpelu.train import checkpoint
-from mpelu.train.loop import batches_of
+from mpelu.train.loop import sums_of, tested
 from mpelu.train.network import build, hash_of
 from mpelu.train.recipe import Recipe
 from mpelu.train.run import BEST, CONFIG, LAST
+from mpelu.train.supply import Data, data_of, other_data, supply_of
 
 FILES = {"last": LAST, "best": BEST}
 
@@ -31,54 +30,39 @@ class Evaluation:
     weights: str
     epoch: int
     images_per_second: float
+    skipped_images: int = 0
 
 
-def evaluate(folder: Path, *, weights: str = "last", data: str | None = None) -> Evaluation:
+def evaluate(folder: Path, *, weights: str = "last", data: str | None = None, workers: int = 0) -> Evaluation:
     """Load the network of a run and test it.
 
     Args:
         folder: The run folder.
         weights: ``last`` or ``best`` epoch.
-        data: Another data set with the same classes and image shape; None is the run's own.
+        data: Another data set with the same classes and image shape, centred and scaled as the run's own; None is that.
+        workers: Processes that decode photographs; 0 decodes in this one.
 
     Raises:
         UsageError: If ``weights`` is neither, or the other data set does not fit.
-        DataError: If the folder is no run.
+        DataError: If the folder is no run, or images cannot be read.
         CheckpointError: If the checkpoint is damaged or belongs to another model.
     """
     trained = load_trained(folder, weights=weights)
-    net, recipe, trained_on = trained.net, trained.recipe, trained.dataset
-    tested = trained_on if data is None else load(data, preprocess=recipe.preprocess, resize=recipe.resize)
-    if recipe.preprocess != "none" and tested.sha256 != trained_on.sha256:
-        raise UsageError(
-            f"this network was trained on images preprocessed by {recipe.preprocess} with the statistics of "
-            f"{trained_on.name}; {tested.name} would be preprocessed with its own. Leave out --data"
-        )
-    if tested.classes != trained_on.classes or tested.test.images.shape[1:] != trained_on.test.images.shape[1:]:
-        raise UsageError(
-            f"the net was trained on {trained_on.name} ({len(trained_on.classes)} classes, images "
-            f"{tuple(trained_on.test.images.shape[1:])}); {tested.name} has {len(tested.classes)} classes and images "
-            f"{tuple(tested.test.images.shape[1:])}"
-        )
-    assert recipe.augment is not None
-    net.eval()
-    loss, wrong = 0.0, 0
+    shown = trained.dataset if data is None else other_data(trained.recipe, data, trained.dataset)
+    device = torch.device("cpu")
     started = time.perf_counter()
-    with torch.inference_mode():
-        for images, labels in batches_of(tested.test):
-            view = normalize(evaluation_view(images, recipe.augment), trained_on.mean, trained_on.std)
-            logits = net(view)
-            loss += F.cross_entropy(logits, labels, reduction="sum").item()
-            wrong += int((logits.argmax(1) != labels).sum())
-    count = len(tested.test.labels)
+    trained.net.eval()
+    batches = supply_of(trained.recipe, shown, device=device, workers=workers).evaluation()
+    found = tested(sums_of(trained.net, batches, device))
     return Evaluation(
-        data=tested.name,
-        images=count,
-        test_loss=loss / count,
-        test_error_percent=100.0 * wrong / count,
+        data=shown.name,
+        images=found.images,
+        test_loss=found.loss,
+        test_error_percent=found.error_percent,
         weights=weights,
         epoch=trained.epoch,
-        images_per_second=count / (time.perf_counter() - started),
+        images_per_second=found.images / (time.perf_counter() - started),
+        skipped_images=found.skipped,
     )
 
 
@@ -88,7 +72,7 @@ class Trained:
 
     net: nn.Module
     recipe: Recipe
-    dataset: Dataset
+    dataset: Data
     epoch: int
 
 
@@ -107,7 +91,7 @@ def load_trained(folder: Path, *, weights: str = "last") -> Trained:
     if weights not in FILES:
         raise UsageError(f"weights must be last or best, got {weights!r}")
     recipe = read_recipe(folder)
-    dataset = load(recipe.data, preprocess=recipe.preprocess, resize=recipe.resize).limited(recipe.limit)
+    dataset = data_of(recipe)
     net, _ = build(recipe, dataset, seed=0)
     path = folder / FILES[weights]
     if not path.exists():

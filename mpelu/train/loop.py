@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +13,11 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from mpelu.data import Dataset, Split, augment, evaluation_view, normalize
-from mpelu.data.batches import epoch_order, generator, rank_slice, steps_per_epoch, stream_seed
-from mpelu.errors import MpeluError
+from mpelu.data.batches import stream_seed
+from mpelu.errors import DataError, MpeluError
 from mpelu.train.recipe import Recipe
 from mpelu.train.schedule import learning_rate
-
-EVALUATION_BATCH = 500
+from mpelu.train.supply import Batch, Batches, Supply
 
 
 class DivergedError(MpeluError):
@@ -36,6 +35,17 @@ class StoppedError(MpeluError):
         return type(self), (self.signal_number, str(self))
 
 
+@dataclass(frozen=True)
+class Tested:
+    """What a test of a network found."""
+
+    loss: float
+    error_percent: float
+    images: int
+    skipped: int
+    """Images that could not be read."""
+
+
 @dataclass
 class Position:
     """How far a run is: everything besides weights and optimizer that the next step depends on."""
@@ -45,8 +55,27 @@ class Position:
     step: int = 0
     sums: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
     """Training loss, wrong predictions and images of the epoch so far."""
+    peak: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    """Largest finite |logit| of the training batches of the epoch so far."""
+    skipped: int = 0
+    """Training images of the epoch so far that could not be read."""
     train_seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
+
+    def to(self, device: torch.device) -> "Position":
+        """Move the sums to a device."""
+        self.sums, self.peak = self.sums.to(device), self.peak.to(device)
+        return self
+
+    def clear_sums(self) -> None:
+        """Forget what was summed up over the epoch so far."""
+        self.sums, self.peak = torch.zeros_like(self.sums), torch.zeros_like(self.peak)
+        self.skipped = 0
+
+    def begin_epoch(self) -> None:
+        """Go on to the next epoch."""
+        self.epoch, self.batch, self.train_seconds = self.epoch + 1, 0, 0.0
+        self.clear_sums()
 
 
 @dataclass(frozen=True)
@@ -60,7 +89,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     recipe: Recipe
     seed: int
-    dataset: Dataset
+    supply: Supply
     stop_signal: Callable[[], int]
     """Returns the number of the signal that arrived, or 0."""
     on_step: Callable[[int, Tensor], None] | None = None
@@ -68,51 +97,42 @@ class Trainer:
 
     def train_epoch(self, position: Position) -> None:
         """Train from ``position`` to the end of its epoch; raises DivergedError or StoppedError on the way."""
-        recipe, fabric = self.recipe, self.fabric
-        assert recipe.batch_size is not None
-        split = self.dataset.train
-        order = epoch_order(len(split.labels), seed=self.seed, epoch=position.epoch)
-        batches = steps_per_epoch(len(order), recipe.batch_size)
+        fabric, batches = self.fabric, self.supply.steps_per_epoch
         self.model.train()
         started = time.perf_counter() - position.train_seconds
-        while position.batch < batches:
-            step = position.step
-            indices = order[position.batch * recipe.batch_size :][: recipe.batch_size]
-            images, labels, seen = self._batch(split, indices, step)
-            self._set_learning_rate(position.epoch, position.batch / batches)
-            torch.manual_seed(stream_seed(self.seed, "model", step, fabric.global_rank))
-            self.optimizer.zero_grad()
-            logits = self.model(images)
-            loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-            # DDP averages gradients over processes: scaled so that the mean over the whole batch comes out
-            fabric.backward(loss * (fabric.world_size / len(indices)))
-            self._step_if_finite(loss, step)
-            with torch.no_grad():
-                position.sums += _sums(loss, logits, labels)
-            position.batch += 1
-            position.step += 1
-            position.train_seconds = time.perf_counter() - started
-            if self.on_step is not None:
-                self.on_step(step, seen)
-            self._stop_if_asked(position, batches)
+        stop = (position.epoch + 1) * batches
+        with closing(self.supply.training(seed=self.seed, start=position.step, stop=stop)) as source:
+            for batch in source:
+                step = position.step
+                self._set_learning_rate(position.epoch, position.batch / batches)
+                torch.manual_seed(stream_seed(self.seed, "model", step, fabric.global_rank))
+                self.optimizer.zero_grad()
+                logits, loss = self._forward(batch)
+                with torch.no_grad():
+                    position.peak = torch.maximum(position.peak, _peak(logits))
+                # DDP averages gradients over processes: scaled so that the mean over the whole batch comes out
+                fabric.backward(loss * (fabric.world_size / self._count(batch)))
+                self._step_if_finite(loss, step)
+                with torch.no_grad():
+                    position.sums += _sums(loss, logits, batch.labels)
+                position.skipped += batch.skipped
+                position.batch += 1
+                position.step += 1
+                position.train_seconds = time.perf_counter() - started
+                if self.on_step is not None:
+                    self.on_step(step, batch.indices)
+                self._stop_if_asked(position, batches)
 
-    def evaluate(self, split: Split) -> tuple[float, float]:
-        """Return the mean loss and the error in percent over a split, the latter counted over all processes."""
-        fabric, recipe = self.fabric, self.recipe
-        assert recipe.augment is not None
+    def evaluate(self) -> Tested:
+        """Test the network; the images are counted over all processes."""
+        fabric = self.fabric
         if fabric.world_size > 1:  # each process has batch statistics of its own; the first one's are saved and tested
             for buffer in self.net.buffers():
                 torch.distributed.broadcast(buffer, 0)
         self.net.eval()
-        part = rank_slice(len(split.labels), rank=fabric.global_rank, processes=fabric.world_size)
-        sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
-        with torch.inference_mode(), fabric.autocast():
-            for images, labels in batches_of(split, part):
-                logits = self.net(self._prepare(evaluation_view(images, recipe.augment))).float()
-                loss = F.cross_entropy(logits, labels, reduction="sum")
-                sums += _sums(loss, logits, labels)
-        loss_sum, wrong_sum, count = self.over_processes(sums).tolist()
-        return loss_sum / count, 100.0 * wrong_sum / count
+        with fabric.autocast():
+            sums = sums_of(self.net, self.supply.evaluation(), fabric.device)
+        return tested(self.over_processes(sums))
 
     def over_processes(self, sums: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes."""
@@ -121,19 +141,31 @@ class Trainer:
             torch.distributed.all_reduce(sums)
         return sums
 
-    def _batch(self, split: Split, indices: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return images, labels and indices of this process's part; the draws are made for the whole batch."""
-        recipe, fabric = self.recipe, self.fabric
-        assert recipe.augment is not None
-        part = rank_slice(len(indices), rank=fabric.global_rank, processes=fabric.world_size)
-        chosen = indices.to(split.images.device)
-        draws = generator(self.seed, "augment", step)
-        images = augment(split.images[chosen], recipe.augment, mean=self.dataset.mean, generator=draws)
-        return self._prepare(images[part]), split.labels[chosen[part]], indices[part]
+    def gather(self, position: Position) -> None:
+        """Give every process what all of them summed up over the epoch so far."""
+        if self.fabric.world_size == 1:
+            return
+        position.sums = self.over_processes(position.sums)
+        position.skipped = int(self.over_processes(torch.tensor(position.skipped, device=self.fabric.device)).item())
+        position.peak = position.peak.clone()
+        torch.distributed.all_reduce(position.peak, torch.distributed.ReduceOp.MAX)
 
-    def _prepare(self, images: Tensor) -> Tensor:
-        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
-        return normalize(images, self.dataset.mean, self.dataset.std).contiguous(memory_format=layout)
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return logits, and the summed loss of this process's images."""
+        if len(batch.labels):
+            logits = self.model(batch.images)
+            return logits, F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+        # None of them could be read. The other processes wait for this one in the backward pass, and not every layer
+        # takes an empty batch: one image of zeros, whose gradient is 0
+        logits = self.model(torch.zeros(1, *batch.images.shape[1:], device=self.fabric.device))
+        return logits[:0], 0.0 * logits.float().sum()
+
+    def _count(self, batch: Batch) -> float:
+        """Return how many images the loss is the mean of, over all processes; at least 1."""
+        if self.recipe.damaged == "fatal":
+            return batch.total
+        skipped = self.over_processes(torch.tensor(float(batch.skipped), device=self.fabric.device))
+        return max(1.0, batch.total - skipped.item())
 
     def _set_learning_rate(self, epoch: int, progress: float) -> None:
         lr = learning_rate(self.recipe, epoch, progress)
@@ -173,11 +205,35 @@ class Trainer:
         return bool(votes.item() == self.fabric.world_size)
 
 
-def batches_of(split: Split, part: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images and labels of a part of a split, in order, in batches for evaluation."""
-    images, labels = split.images[part], split.labels[part]
-    for start in range(0, len(labels), EVALUATION_BATCH):
-        yield images[start : start + EVALUATION_BATCH], labels[start : start + EVALUATION_BATCH]
+def sums_of(net: nn.Module, batches: Batches, device: torch.device) -> Tensor:
+    """Return the sums over batches of what :func:`tested` takes."""
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    with torch.inference_mode():
+        for batch in batches:
+            sums[3] += batch.skipped
+            if len(batch.labels):
+                logits = net(batch.images).float()
+                loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+                sums[:3] += _sums(loss, logits, batch.labels)
+    return sums
+
+
+def tested(sums: Tensor) -> Tested:
+    """Return what sums of loss, wrong predictions, images and skipped images amount to.
+
+    Raises:
+        DataError: If all images were skipped.
+    """
+    loss, wrong, count, skipped = sums.tolist()
+    if not count:
+        raise DataError(f"none of {skipped:.0f} test images can be read; get the data again")
+    return Tested(loss / count, 100.0 * wrong / count, int(count), int(skipped))
+
+
+def _peak(logits: Tensor) -> Tensor:
+    """Return the largest finite |logit|, float64; 0 where there is none."""
+    found = logits.detach().float().abs().nan_to_num_(nan=0.0, posinf=0.0)
+    return found.max().double() if found.numel() else torch.zeros((), dtype=torch.float64, device=found.device)
 
 
 def _sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:

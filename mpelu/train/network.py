@@ -7,26 +7,28 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from mpelu.data import Dataset
 from mpelu.data.batches import stream_seed
 from mpelu.errors import UsageError
 from mpelu.graph import read
 from mpelu.init import InitPlan, PlanRow, apply, plan, tailor
 from mpelu.models import OWN, build_model, family_of, source_sha256
 from mpelu.train.recipe import Recipe, recipe_hash
+from mpelu.train.supply import Data, first_batch
 
 AS_BUILT = "as built"
 """Activation of a recipe whose network does not take one."""
 
 
-def hash_of(recipe: Recipe, dataset: Dataset) -> str:
+def hash_of(recipe: Recipe, dataset: Data) -> str:
     """Return the hash of a recipe over everything that changes the numbers, a network of the user's included."""
     own = family_of(recipe.model) == OWN
     return recipe_hash(recipe, dataset.sha256, source_sha256(recipe.model) if own else "")
 
 
-def build(recipe: Recipe, dataset: Dataset, *, seed: int) -> tuple[nn.Module, InitPlan | None]:
+def build(recipe: Recipe, dataset: Data, *, seed: int) -> tuple[nn.Module, InitPlan | None]:
     """Build the network of a resolved recipe and initialize it; the same seed gives the same weights.
+
+    ``lsuv`` looks at what the first step of the training is shown, in all processes together.
 
     Returns:
         The network, and what was done to it; None for torch's own initialization.
@@ -36,19 +38,21 @@ def build(recipe: Recipe, dataset: Dataset, *, seed: int) -> tuple[nn.Module, In
     """
     torch.manual_seed(stream_seed(seed, "weights"))
     net = _network(recipe, dataset)
-    example, stream = torch.zeros(1, *dataset.train.images.shape[1:]), stream_seed(seed, "init")
+    example, stream = torch.zeros(1, *dataset.image_shape), stream_seed(seed, "init")
     if recipe.init == "default":
         return net, None
     if recipe.init == "tailored":
         made = tailor(net, example, stream)
     else:
+        if recipe.init == "lsuv":
+            example = first_batch(recipe, dataset, seed=seed)
         made = plan(net, example, method=recipe.init, mode=recipe.init_mode, std=recipe.init_std, seed=stream)
     made = _changed(made, recipe)
     apply(made, net)
     return net, made
 
 
-def check_network(recipe: Recipe, dataset: Dataset) -> None:
+def check_network(recipe: Recipe, dataset: Data) -> None:
     """Raise a UsageError unless the network of a resolved recipe can be built and fits the data."""
     net = _network(recipe, dataset)
     names = [name for name, _ in net.named_parameters()]
@@ -62,14 +66,14 @@ def check_network(recipe: Recipe, dataset: Dataset) -> None:
         _check_outputs(net, recipe, dataset)
 
 
-def _network(recipe: Recipe, dataset: Dataset) -> nn.Module:
+def _network(recipe: Recipe, dataset: Data) -> nn.Module:
     """Build the network of a recipe for the images and classes of a data set, with torch's default weights."""
     named = {name: getattr(recipe, name) for name in ("width", "batch_norm", "dropout")}
     return build_model(
         recipe.model,
         num_classes=len(dataset.classes),
-        in_channels=dataset.train.images.shape[1],
-        input_size=dataset.train.images.shape[-1],
+        in_channels=dataset.image_shape[0],
+        input_size=dataset.image_shape[-1],
         activation=recipe.activation,
         alpha=recipe.alpha,
         beta=recipe.beta,
@@ -113,9 +117,9 @@ def _check_patterns(option: str, given: Mapping[str, float], names: Iterable[str
         )
 
 
-def _check_outputs(net: nn.Module, recipe: Recipe, dataset: Dataset) -> None:
+def _check_outputs(net: nn.Module, recipe: Recipe, dataset: Data) -> None:
     """Raise a UsageError unless a network of the user's gives a number for each class."""
-    graph = read(net, torch.zeros(2, *dataset.train.images.shape[1:]))
+    graph = read(net, torch.zeros(2, *dataset.image_shape))
     output = [node.shape for node in graph.nodes if node.kind == "output"]
     if output != [(2, len(dataset.classes))]:
         raise UsageError(

@@ -22,13 +22,13 @@ class Recipe:
         alpha: Start value of alpha (mpelu: 0.25 if not given; elu, spelu: 1), or slope (lrelu: 0.1, prelu: 0.25,
             srelu on the left: 0.2).
         beta: Start value of beta (mpelu: 1 if not given).
-        width: Channels of the convolutions (plain nets: 16 if not given).
+        width: Channels of the convolutions (plain nets: 16 if not given; nin, of the widest: 192).
         batch_norm: Batch normalization without scale and shift before each activation (plain nets only).
         dropout: Dropout probability after the hidden fully connected layers (plain nets only).
         model_options: Further options of the network, e.g. --model_options.shortcut B.
         init: Weights: eq22 (slope of the feeding activation), released (as in the authors' code), msra, xavier,
-            gaussian, or default (torch's own); second_moment, critical or auto (exact for every activation); tailored
-            (activations too, by depth).
+            gaussian, lsuv (orthonormal, scaled on the first batch), or default (torch's own); second_moment, critical
+            or auto (exact for every activation); tailored (activations too, by depth).
         init_mode: Fan of the initialization: fan_in, fan_out or average.
         init_std: Standard deviation of the gaussian initialization.
         layer_std: Standard deviations of single parameters in the place of what init gives, by patterns of their names.
@@ -37,9 +37,17 @@ class Recipe:
             folder for each class, or module:function, which returns a data set of your own.
         preprocess: none, or gcn_zca: global contrast normalization and ZCA whitening, as NIN was trained on.
         resize: Scale every image to this height and width, in pixels; for data whose images differ in size.
+        center: What is subtracted from the pixels: the mean of each channel, the mean image of the training set
+            (the paper's ImageNet nets), or nothing.
+        pixel_scale: std divides by the standard deviation of each channel; raw leaves the pixels as they are stored, 0
+            to 255 (the paper's ImageNet nets).
+        stream: Decode photographs while they are needed, for data that does not fit into memory: squash to 256 x 256
+            (the paper's) or short side to 256 pixels, then a crop of 224, mirrored half of the time. off holds all
+            images in memory.
+        damaged: Of stream, an image that cannot be read is fatal, or skipped and counted.
         limit: Use the first so many training images only.
-        augment: none, pad4 (pad 4, crop, flip), pad4-noflip or crop28 (28 pixel crop, flip); not given: pad4 for 32
-            pixel images, else none.
+        augment: none, pad4 (pad 4, crop, flip), pad4-noflip, crop28 (28 pixel crop, flip) or crop14 (the same for 16
+            pixel images); not given: pad4 for 32 pixel images, else none.
         epochs: Passes over the training images (plain: 38, nin: 307, residual nets: 200).
         batch_size: Images in a step, over all processes (plain: 64, others: 128).
         lr: Learning rate of the weights (plain: 0.01, others: 0.1).
@@ -70,7 +78,17 @@ class Recipe:
     dropout: float | None = None
     model_options: dict[str, Any] | None = None
     init: Literal[
-        "eq22", "released", "msra", "xavier", "gaussian", "default", "second_moment", "critical", "auto", "tailored"
+        "eq22",
+        "released",
+        "msra",
+        "xavier",
+        "gaussian",
+        "lsuv",
+        "default",
+        "second_moment",
+        "critical",
+        "auto",
+        "tailored",
     ] = "eq22"
     init_mode: Literal["fan_in", "fan_out", "average"] = "fan_in"
     init_std: float = 0.01
@@ -79,8 +97,12 @@ class Recipe:
     data: str = "digits"
     preprocess: Literal["none", "gcn_zca"] = "none"
     resize: int | None = None
+    center: Literal["channel", "image", "none"] = "channel"
+    pixel_scale: Literal["std", "raw"] = "std"
+    stream: Literal["off", "squash", "short"] = "off"
+    damaged: Literal["fatal", "skip"] = "fatal"
     limit: int | None = None
-    augment: Literal["none", "pad4", "pad4-noflip", "crop28"] | None = None
+    augment: Literal["none", "pad4", "pad4-noflip", "crop28", "crop14"] | None = None
     epochs: int | None = None
     batch_size: int | None = None
     lr: float | None = None
@@ -157,14 +179,25 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """The paper's values. Its lengths are 750k iterations of 64 images on ImageNet (37.5 epochs) for the plain nets, 120k
 iterations of 128 images (307 epochs) for NIN, and 200 epochs for the residual nets. Networks that are not of the
-catalog are trained as residual nets."""
-ADDED = {"model_options": None, "layer_std": None, "layer_lr": None, "preprocess": "none", "resize": None}
+catalog, and families without a row here, are trained as residual nets."""
+ADDED = {
+    "model_options": None,
+    "layer_std": None,
+    "layer_lr": None,
+    "preprocess": "none",
+    "resize": None,
+    "center": "channel",
+    "pixel_scale": "std",
+    "stream": "off",
+    "damaged": "fatal",
+}
 """Fields that older recipes lack, and the value with which they are the same."""
 
 
 def resolve(recipe: Recipe, *, family: str, image_size: int) -> Recipe:
     """Fill in what was left to the family of the network and to the data, so that nothing is implicit any more."""
-    filled = {name: value for name, value in FAMILY_DEFAULTS[family].items() if getattr(recipe, name) is None}
+    defaults = FAMILY_DEFAULTS.get(family, RESIDUAL)
+    filled = {name: value for name, value in defaults.items() if getattr(recipe, name) is None}
     if recipe.augment is None:
         filled["augment"] = "pad4" if image_size == 32 else "none"
     return dataclasses.replace(recipe, **filled)

@@ -23,10 +23,10 @@ import yaml
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from mpelu.data import Dataset, load
-from mpelu.data.batches import rank_slice, steps_per_epoch
+from mpelu.data import Dataset
+from mpelu.data.batches import rank_slice
 from mpelu.diagnostics.watch import Watch, watch
-from mpelu.errors import MpeluError, UsageError
+from mpelu.errors import DataError, MpeluError, UsageError
 from mpelu.models import family_of, takes_activation
 from mpelu.optim import keep_beta_positive, param_groups
 from mpelu.report.signal import SIGNAL
@@ -37,6 +37,7 @@ from mpelu.train.network import AS_BUILT, build, check_network, hash_of
 from mpelu.train.recipe import Recipe, recipe_name, resolve
 from mpelu.train.recompute import checkpoint_activations
 from mpelu.train.records import METRICS, RESULT, read_result, to_json
+from mpelu.train.supply import Data, data_of, supply_of
 
 LAST, BEST, WEIGHTS, CONFIG = "last.ckpt", "best.ckpt", "weights.safetensors", "config.yaml"
 
@@ -49,7 +50,7 @@ class Prepared:
 
     recipe: Recipe
     seed: int
-    dataset: Dataset
+    dataset: Data
     hash: str
     folder: Path
 
@@ -60,6 +61,8 @@ def prepare(
     seed: int,
     runs: Path,
     study: str = "train",
+    dataset: Dataset | None = None,
+    workers: int = 0,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Prepared:
     """Load the data, fill in what the recipe left open, and name the run folder; nothing is written.
@@ -69,19 +72,21 @@ def prepare(
         seed: Of the run.
         runs: Folder of all runs.
         study: Folder in it.
-        on_progress: Called while images are preprocessed with the stage, the images done and their number.
+        dataset: What :func:`mpelu.data.load` returns for the recipe, where that was done before.
+        workers: Processes that decode photographs, where their means are not known yet.
+        on_progress: Called while images are preprocessed or surveyed with the stage, the images done and their number.
 
     Raises:
-        UsageError: If the network cannot be built so, or the batch is larger than the training set.
+        UsageError: If fields of the recipe contradict each other, the network cannot be built so, or the batch is
+            larger than the training set.
         DataError: If the data set cannot be read.
     """
     family = family_of(recipe.model)
     if not takes_activation(recipe.model):
         recipe = dataclasses.replace(recipe, activation=AS_BUILT)
-    dataset = load(recipe.data, preprocess=recipe.preprocess, resize=recipe.resize, on_progress=on_progress)
-    dataset = dataset.limited(recipe.limit)
-    resolved = resolve(recipe, family=family, image_size=dataset.train.images.shape[-1])
-    images = len(dataset.train.labels)
+    data = data_of(recipe, loaded=dataset, workers=workers, on_progress=on_progress)
+    resolved = resolve(recipe, family=family, image_size=data.image_shape[-1])
+    images = len(data.train.labels)
     assert resolved.batch_size is not None
     if resolved.batch_size > images:
         raise UsageError(
@@ -89,17 +94,19 @@ def prepare(
             f"lower --batch-size or raise --limit"
         )
     with torch.random.fork_rng(devices=[]):
-        check_network(resolved, dataset)
-    digest = hash_of(resolved, dataset)
+        check_network(resolved, data)
+    digest = hash_of(resolved, data)
     folder = runs / study / f"{recipe_name(resolved)}-{digest}" / f"seed{seed}"
-    return Prepared(resolved, seed, dataset, digest, folder)
+    return Prepared(resolved, seed, data, digest, folder)
 
 
 def run(
     prepared: Prepared,
     *,
     study: str = "train",
+    scale: str | None = None,
     device: str = "auto",
+    workers: int = 0,
     watch_every: int | None = None,
     recompute: bool = False,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
@@ -113,7 +120,10 @@ def run(
     Args:
         prepared: See :func:`prepare`.
         study: Name of what the run belongs to; stands in the record.
+        scale: ``paper`` or ``cpu``, where a study says so; stands in the record. None: ``gpu`` on CUDA, else ``cpu``.
         device: ``auto``, ``cpu`` or ``cuda``.
+        workers: Processes that decode photographs for each process that trains; 0 decodes in this one. The run is the
+            same to the bit, and so is its hash.
         watch_every: If given, the signal of every so many-th step goes to ``signal.jsonl`` in the run folder, seen by
             the first process; see :func:`mpelu.watch`. The run is the same to the bit, and so is its hash.
         recompute: Whether most activations are computed again in the backward pass instead of being kept; see
@@ -122,11 +132,16 @@ def run(
         on_step: Called in every process after each step.
 
     Returns:
-        The record, as in ``result.json``.
+        The record, as in ``result.json``. Each row of its ``history`` has the largest finite |logit| of the training
+        batches of that epoch, ``max_abs_logit``. A run that diverged has ``diverged_at``: the step (from 1), and of its
+        epoch the mean training loss before that step (null where it was the first) and ``max_abs_logit``, that of the
+        step included. A recipe that skips damaged photographs counts them: ``skipped_train_images`` and
+        ``skipped_test_images`` in each row, and ``skipped_images`` of the last epoch.
 
     Raises:
-        UsageError: If ``watch_every`` is less than 1, the batches do not suit the processes, or ``recompute`` meets a
-            compiled network.
+        UsageError: If ``watch_every`` is less than 1, ``workers`` is below 0, the batches do not suit the processes,
+            or ``recompute`` meets a compiled network.
+        DataError: If a photograph cannot be read, unless the recipe skips those.
         StoppedError: If SIGINT or SIGTERM arrived; the state is saved.
         MpeluError: If the folder cannot be written, another process is at work in it, or its checkpoints are damaged.
     """
@@ -138,7 +153,7 @@ def run(
     fabric = _fabric(device, prepared.recipe.precision)
     _check_batches(prepared, fabric.world_size)
     with torch.random.fork_rng(), _locked(folder, fabric), _log_file(folder, fabric), _signals() as stop_signal:
-        trainer = _trainer(prepared, fabric, stop_signal, on_step, recompute=recompute)
+        trainer = _trainer(prepared, fabric, stop_signal, on_step, workers=workers, recompute=recompute)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         environment = describe_environment(fabric.device, processes=fabric.world_size) | {"started_utc": started}
         if fabric.is_global_zero:
@@ -148,14 +163,15 @@ def run(
             checkpoint.write_atomically(folder / "environment.json", to_json(environment, indent=2).encode())
         position = _resume(trainer, prepared)
         with _watching(trainer, prepared, position, watch_every) as signal_watch:
-            outcome, reason = _train(trainer, prepared, position, on_epoch, signal_watch)
-        record = _record(trainer, prepared, position, study, outcome, reason, environment)
+            diverged = _train(trainer, prepared, position, on_epoch, signal_watch)
+        scale = scale or ("gpu" if environment["device"] == "cuda" else "cpu")
+        record = _record(trainer, prepared, position, study, scale, diverged, environment)
         if fabric.is_global_zero:
             weights = {name: tensor.contiguous() for name, tensor in trainer.net.state_dict().items()}
             checkpoint.write_atomically(
                 folder / WEIGHTS, safetensors.torch.save(weights, {"recipe_hash": prepared.hash})
             )
-            logger.info("%s: %s", outcome, reason or f"{position.step} steps")
+            logger.info("%s: %s", record["outcome"], record["reason"] or f"{position.step} steps")
             checkpoint.write_atomically(folder / RESULT, to_json(record, indent=2).encode())
         fabric.barrier()
         return record
@@ -167,15 +183,13 @@ def _watching(
     """Watch the signal in the first process, where that was asked for; go on with the file at a position."""
     if every is None or not trainer.fabric.is_global_zero:
         return nullcontext()
-    recipe = prepared.recipe
-    assert recipe.batch_size is not None
     return watch(
         trainer.model,
         every,
         path=prepared.folder / SIGNAL,
         optimizer=trainer.optimizer,
         start=position.step,
-        steps_per_epoch=steps_per_epoch(len(prepared.dataset.train.labels), recipe.batch_size),
+        steps_per_epoch=trainer.supply.steps_per_epoch,
     )
 
 
@@ -185,8 +199,12 @@ def _train(
     position: Position,
     on_epoch: Callable[[dict[str, Any]], None] | None,
     signal_watch: Watch | None,
-) -> tuple[str, str | None]:
-    """Run the epochs that are left; saves after each, and in between when a signal asks to stop."""
+) -> dict[str, Any] | None:
+    """Run the epochs that are left; saves after each, and in between when a signal asks to stop.
+
+    Returns:
+        Where and why the run diverged, None if it is finished.
+    """
     recipe, folder, fabric = prepared.recipe, prepared.folder, trainer.fabric
     assert recipe.epochs is not None
     while position.epoch < recipe.epochs:
@@ -194,27 +212,32 @@ def _train(
         try:
             trainer.train_epoch(position)
         except DivergedError as error:
-            return "diverged", str(error)
+            return {"reason": str(error)} | _before(trainer, position)
         except StoppedError as error:
             _save(trainer, prepared, position, signal_watch)
             raise StoppedError(
                 error.signal_number, f"{error}; saved in {folder}, run the same command to continue"
             ) from None
-        loss_sum, wrong, count = trainer.over_processes(position.sums).tolist()
-        test_loss, test_error = trainer.evaluate(trainer.dataset.test)
+        trainer.gather(position)
+        loss_sum, wrong, count = position.sums.tolist()
+        if not count:
+            raise DataError(f"none of {position.skipped} training images can be read; get the data again")
+        found = trainer.evaluate()
         row = {
             "epoch": position.epoch + 1,
             "lr": trainer.optimizer.param_groups[0]["lr"],
             "train_loss": loss_sum / count,
             "train_error_percent": 100.0 * wrong / count,
-            "test_loss": test_loss,
-            "test_error_percent": test_error,
+            "test_loss": found.loss,
+            "test_error_percent": found.error_percent,
             "wall_seconds": time.perf_counter() - started,
             "images_per_second": count / position.train_seconds,
+            "max_abs_logit": position.peak.item(),
         }
+        if recipe.damaged == "skip":
+            row |= {"skipped_train_images": position.skipped, "skipped_test_images": found.skipped}
         position.history.append(row)
-        position.epoch, position.batch, position.train_seconds = position.epoch + 1, 0, 0.0
-        position.sums = torch.zeros_like(position.sums)
+        position.begin_epoch()
         if fabric.is_global_zero and best(position.history) is row:
             state = {"hash": prepared.hash, "epoch": row["epoch"], "model": trainer.net.state_dict()}
             checkpoint.save(folder / BEST, state, keep_previous=False)
@@ -223,7 +246,7 @@ def _train(
             logger.info("%s", to_json(row))
             if on_epoch is not None:
                 on_epoch(row)
-    return "finished", None
+    return None
 
 
 def best(history: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -234,9 +257,9 @@ def best(history: list[dict[str, Any]]) -> dict[str, Any] | None:
 def _save(trainer: Trainer, prepared: Prepared, position: Position, signal_watch: Watch | None) -> None:
     if signal_watch is not None:  # what was seen before a checkpoint is in its file before the checkpoint is
         signal_watch.flush()
-    sums = trainer.over_processes(position.sums)
-    position.sums = sums if trainer.fabric.is_global_zero else torch.zeros_like(sums)
+    trainer.gather(position)
     if not trainer.fabric.is_global_zero:
+        position.clear_sums()
         return
     state = {
         "hash": prepared.hash,
@@ -254,7 +277,7 @@ def _save(trainer: Trainer, prepared: Prepared, position: Position, signal_watch
 def _resume(trainer: Trainer, prepared: Prepared) -> Position:
     state = checkpoint.load_newest(prepared.folder / LAST)
     if state is None:
-        return Position(sums=torch.zeros(3, dtype=torch.float64, device=trainer.fabric.device))
+        return Position().to(trainer.fabric.device)
     if state.get("hash") != prepared.hash or state.get("seed") != prepared.seed:
         raise checkpoint.CheckpointError(
             f"{prepared.folder / LAST} belongs to recipe {state.get('hash')} with seed {state.get('seed')}, wanted "
@@ -269,17 +292,17 @@ def _resume(trainer: Trainer, prepared: Prepared) -> Position:
         warnings.warn(warning, RuntimeWarning, stacklevel=2)
     trainer.net.load_state_dict(state["model"])
     trainer.optimizer.load_state_dict(state["optimizer"])
-    position = Position(**state["position"])
-    position.sums = position.sums.to(trainer.fabric.device)
+    position = Position(**state["position"]).to(trainer.fabric.device)
     if not trainer.fabric.is_global_zero:
-        position.sums = torch.zeros_like(position.sums)
+        position.clear_sums()
     logger.info("continued at epoch %d, step %d", position.epoch + 1, position.step)
     return position
 
 
 def _csv(history: list[dict[str, Any]]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(history[0]) if history else ["epoch"], lineterminator="\n")
+    # the last row: a run that an older version began has rows with fewer columns
+    writer = csv.DictWriter(text, fieldnames=list(history[-1]) if history else ["epoch"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue().encode()
@@ -291,6 +314,7 @@ def _trainer(
     stop_signal: Callable[[], int],
     on_step: Callable[[int, Tensor], None] | None,
     *,
+    workers: int,
     recompute: bool,
 ) -> Trainer:
     recipe = prepared.recipe
@@ -317,17 +341,15 @@ def _trainer(
     optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
     keep_beta_positive(optimizer, net)
     model, _ = fabric.setup(net, optimizer)
-    data = prepared.dataset
-    on_device = dataclasses.replace(
-        data,
-        train=dataclasses.replace(
-            data.train, images=data.train.images.to(fabric.device), labels=data.train.labels.to(fabric.device)
-        ),
-        test=dataclasses.replace(
-            data.test, images=data.test.images.to(fabric.device), labels=data.test.labels.to(fabric.device)
-        ),
+    supply = supply_of(
+        recipe,
+        prepared.dataset,
+        device=fabric.device,
+        rank=fabric.global_rank,
+        processes=fabric.world_size,
+        workers=workers,
     )
-    return Trainer(fabric, net, model, optimizer, recipe, prepared.seed, on_device, stop_signal, on_step)
+    return Trainer(fabric, net, model, optimizer, recipe, prepared.seed, supply, stop_signal, on_step)
 
 
 def _fabric(device: str, precision: str) -> Fabric:
@@ -456,25 +478,36 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
+def _before(trainer: Trainer, position: Position) -> dict[str, Any]:
+    """Return how the epoch in which a run diverged went before."""
+    trainer.gather(position)
+    loss_sum, _, count = position.sums.tolist()
+    return {
+        "step": position.step + 1,
+        "train_loss_before": loss_sum / count if count else None,
+        "max_abs_logit": position.peak.item(),
+    }
+
+
 def _record(
     trainer: Trainer,
     prepared: Prepared,
     position: Position,
     study: str,
-    outcome: str,
-    reason: str | None,
+    scale: str,
+    diverged: dict[str, Any] | None,
     environment: dict[str, Any],
 ) -> dict[str, Any]:
     data, history = prepared.dataset, position.history
     rates = sorted(row["images_per_second"] for row in history)
-    return {
+    record = {
         "schema": 1,
         "study": study,
         "recipe": recipe_name(prepared.recipe),
         "hash": prepared.hash,
         "seed": prepared.seed,
-        "outcome": outcome,
-        "reason": reason,
+        "outcome": "diverged" if diverged else "finished",
+        "reason": diverged["reason"] if diverged else None,
         "steps": position.step,
         "config": _plain(prepared.recipe) | {"data": data.name},  # not the folder: records leave the machine
         "data": {
@@ -484,7 +517,7 @@ def _record(
             "test_images": len(data.test.labels),
             "classes": len(data.classes),
         },
-        "scale": "gpu" if environment["device"] == "cuda" else "cpu",
+        "scale": scale,
         "model": {"parameters": sum(parameter.numel() for parameter in trainer.net.parameters())},
         "last": history[-1] if history else None,
         "best": best(history),
@@ -494,3 +527,8 @@ def _record(
         "state_sha256": state_sha256(trainer.net, trainer.optimizer),
         "environment": environment,
     }
+    if diverged:
+        record["diverged_at"] = {name: value for name, value in diverged.items() if name != "reason"}
+    if prepared.recipe.damaged == "skip" and history:
+        record["skipped_images"] = {part: history[-1][f"skipped_{part}_images"] for part in ("train", "test")}
+    return record

@@ -110,6 +110,9 @@ def test_only_pad4_noflip_never_mirrors():
 def test_evaluation_takes_the_centre():
     images = distinct_images(2, height=32, width=33)
     assert torch.equal(evaluation_view(images, "crop28"), images[:, :, 2:30, 2:30])
+    small = distinct_images(2, height=16, width=16).float()
+    assert torch.equal(evaluation_view(small, "crop14"), small[:, :, 1:15, 1:15])
+    assert augment(small, "crop14", mean=(0.5,) * small.shape[1], generator=generator()).shape[-2:] == (14, 14)
 
 
 def test_crop_larger_than_the_image_is_refused():

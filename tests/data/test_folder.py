@@ -79,12 +79,9 @@ def test_resize_of_parquet(parquet_folder):
     assert load(parquet_folder).test.images.shape == (5, 3, 32, 32)
 
 
-@pytest.mark.parametrize(
-    ("source", "size", "reason"), [("digits", 8, "leave it out for digits"), (".", 0, "at least 1")]
-)
-def test_resize_that_is_refused(source, size, reason):
-    with pytest.raises(UsageError, match=reason):
-        load(source, resize=size)
+def test_resize_that_is_refused():
+    with pytest.raises(UsageError, match="at least 1"):
+        load("digits", resize=0)
 
 
 def test_cmyk_becomes_rgb(class_folders):

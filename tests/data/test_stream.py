@@ -232,11 +232,27 @@ def test_survey_is_kept_in_the_cache(shards, write_parquet, cache_folder, monkey
     with monkeypatch.context() as patched:
         patched.setattr(survey_module, "survey_images", None)  # cannot be called
         assert equals_first(training_survey(data, VIEW))
-    (entry,) = cache_folder.iterdir()
+    (entry,) = cache_folder.glob("*.safetensors")
     entry.write_bytes(entry.read_bytes()[:-9])
     with pytest.warns(UserWarning, match="is damaged: looking at all images anew"):
         assert equals_first(training_survey(data, VIEW))
     assert equals_first(training_survey(data, VIEW))  # a warning would be an error here
+
+
+def test_survey_of_some_images_is_kept_apart(data):
+    some = training_survey(data, VIEW, limit=5)
+    assert sum(some.counts) == 5
+    assert sum(training_survey(data, VIEW).counts) == len(data.train.labels)
+    assert torch.equal(training_survey(data, VIEW, limit=5).mean_image, some.mean_image)
+    with pytest.raises(UsageError, match="must be from 1 to"):
+        training_survey(data, VIEW, limit=1000)
+
+
+def test_survey_where_nothing_can_be_written(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match="cannot cache"):
+        found = training_survey(data, VIEW, cache=tmp_path / "file" / "cache")
+    assert sum(found.counts) == len(data.train.labels)
 
 
 def test_check_opens_every_photograph(shards, write_parquet):
@@ -264,7 +280,7 @@ def test_the_mean_image_is_subtracted_under_the_crop(data):
         expected = original.float() - found.mean_image[:, top : top + 16, left : left + 16]
         assert torch.equal(shown, expected.flip(2) if flip else expected)
     assert torch.equal(batch.images, given)
-    unit = normalization(found, center="channel", scale="unit").apply(batch.images, batch.corners, batch.mirrored)
+    unit = normalization(found, center="channel", scale="std").apply(batch.images, batch.corners, batch.mirrored)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (found.mean, found.std))
     torch.testing.assert_close(unit, (batch.images - mean) / std)
 
@@ -275,8 +291,14 @@ def test_normalizations_that_are_refused(data):
     assert isinstance(normalization(found, center="channel"), Normalization)
     with pytest.raises(UsageError, match="no mean image: use center 'channel'"):
         normalization(found)
-    with pytest.raises(UsageError, match="center must be image or channel"):
+    with pytest.raises(UsageError, match="center must be image, channel or none"):
         normalization(found, center="pixel")
+
+
+def test_nothing_subtracted_and_nothing_divided_leaves_the_pixels(data):
+    batch = next(stream_of(data.train).training(seed=0, start=0, stop=1))
+    found = normalization(survey_images(data.train, 3, VIEW), center="none", scale="raw")
+    assert torch.equal(found.apply(batch.images, batch.corners, batch.mirrored), batch.images.float())
 
 
 @pytest.mark.parametrize("options", [{"damaged": "ignore"}, {"workers": -1}, {"batch_size": 0}])

@@ -42,8 +42,8 @@ def test_a_factory_in_a_module_of_the_current_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("net.py", "a factory is named module:function or file.py:function, got 'net.py'"),
-        ("net.py:", "a factory is named module:function or file.py:function, got 'net.py:'"),
+        ("net.py", "a function of your own is named module:name or file.py:name, got 'net.py'"),
+        ("net.py:", "a function of your own is named module:name or file.py:name, got 'net.py:'"),
         ("nowhere.py:build", "there is no file nowhere.py"),
         ("no_such_module_here:build", "there is no module 'no_such_module_here'"),
         ("torch.no_such_part:build", "there is no module 'torch.no_such_part'"),

@@ -1,6 +1,8 @@
+import pytest
 import torch
 from torch import nn
 
+from mpelu.errors import UsageError
 from mpelu.models import create_model
 from mpelu.nn import MPELU
 
@@ -28,3 +30,12 @@ def test_nine_convolutions_each_with_an_activation_and_maps_of_28_14_7():
     assert shapes["pool1"] == (96, 14, 14)
     assert shapes["pool2"] == (192, 7, 7)
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 100)
+
+
+def test_width_is_that_of_the_widest_and_the_others_keep_their_ratio():
+    narrow = [module.out_channels for module in create_model("nin", width=24) if isinstance(module, nn.Conv2d)]
+    assert narrow == [24, 20, 12, 24, 24, 24, 24, 24, 10]
+    assert count(create_model("nin", width=192)) == count(create_model("nin"))
+    assert create_model("nin", width=24, in_channels=1)(torch.zeros(2, 1, 14, 14)).shape == (2, 10)
+    with pytest.raises(UsageError, match="width must be at least 2 for nin, got 1"):
+        create_model("nin", width=1)

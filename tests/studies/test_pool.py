@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mpelu.studies.pool import Job, run_all
+from mpelu.errors import MpeluError
+from mpelu.studies import pool
+from mpelu.studies.pool import Event, Job, Task, environments_of, run_all, run_tasks
 from mpelu.train import checkpoint
 from mpelu.train.recipe import Recipe
 from mpelu.train.run import prepare
@@ -34,6 +36,37 @@ def test_records_come_in_the_order_of_the_jobs(tmp_path):
         ("mpelu", 4), ("mpelu", 2), ("elu", 2),
     ]  # fmt: skip
     assert {record["environment"]["threads"] for record in records} == {1}
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_finished(tmp_path):
+    good, bad = jobs(tmp_path, SMALL, replace(SMALL, activation="elu"))
+    bad.folder.parent.mkdir(parents=True)
+    bad.folder.touch()  # a file where the folder of the run should be
+    with pytest.raises(MpeluError, match=f"1 of 2 runs failed.*{bad.folder}"):
+        run_all([bad, good], runs=tmp_path, study="test", workers=1)
+    assert (good.folder / "result.json").exists()
+
+
+def process(report: pool.Report) -> tuple[int, str]:
+    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
+def test_workers_persist_and_each_sees_a_gpu_of_its_own(monkeypatch):
+    """There are none here, but the names are given out, before torch could look for them."""
+    monkeypatch.setattr(pool, "gpus_of", lambda device: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    waiting = iter([Task(str(number), process) for number in range(20)])
+    events: list[Event] = []
+    run_tasks(lambda: next(waiting, None), workers=2, device="cuda", on_event=events.append)
+    finished = [event for event in events if event.kind == "finished"]
+    assert sorted(int(event.task.name) for event in finished) == list(range(20))
+    found = {event.value for event in finished}
+    assert len(found) == len({gpu for _, gpu in found}) <= 2
+    assert {gpu for _, gpu in found} <= {"5", "7"}
+
+
+def test_a_cpu_has_no_gpus_to_give_out():
+    assert environments_of("cpu", 3) == ({}, {}, {})
 
 
 @pytest.fixture
@@ -87,7 +120,7 @@ def kill_the_parent():
 
 if __name__ == "__main__":
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=pool._start_worker) as executor:
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=pool.start_worker) as executor:
         executor.submit(kill_the_parent).result()
 """
 

@@ -9,7 +9,7 @@ from mpelu.train.recipe import Recipe, recipe_hash, recipe_name, resolve
 CHANGED = {
     "model": "nopre11", "activation": "elu", "alpha": 0.5, "beta": 2.0, "width": 8, "batch_norm": True, "dropout": 0.5,
     "model_options": {"shortcut": "B"}, "layer_std": {"fc.*": 0.1}, "layer_lr": {"fc.*": 0.1}, "preprocess": "gcn_zca",
-    "resize": 8,
+    "resize": 8, "center": "none", "pixel_scale": "raw", "stream": "squash", "damaged": "skip",
     "init": "msra", "init_mode": "average", "init_std": 0.02, "limit": 10, "augment": "crop28", "epochs": 3,
     "batch_size": 7, "lr": 0.3, "schedule": "cosine", "milestones": (0.5,), "warmup_epochs": 1, "warmup_lr": 0.02,
     "momentum": 0.8, "nesterov": True, "weight_decay": 0.1, "alpha_beta_lr": 1.0, "alpha_beta_weight_decay": 10.0,

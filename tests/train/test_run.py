@@ -21,8 +21,10 @@ from mpelu.train import checkpoint
 from mpelu.train import run as run_module
 from mpelu.train.evaluation import evaluate
 from mpelu.train.loop import StoppedError
+from mpelu.train.network import build
 from mpelu.train.recipe import Recipe
 from mpelu.train.run import prepare, run
+from mpelu.train.supply import first_batch
 
 HERE = Path(__file__).parent
 
@@ -173,6 +175,81 @@ def test_divergence_is_a_result(small, tmp_path):
     weights = safetensors.torch.load_file(folder / "weights.safetensors")
     assert all(tensor.isfinite().all() for tensor in weights.values())
     assert json.loads((folder / "result.json").read_text()) == record
+
+
+def test_record_of_a_divergence_says_what_went_before(small, tmp_path):
+    record = trained(replace(small, lr=1e30, batch_norm=None), tmp_path)
+    found = record["diverged_at"]
+    assert found["step"] == record["steps"] + 1
+    assert found["train_loss_before"] is None or math.isfinite(found["train_loss_before"])
+    assert 0 < found["max_abs_logit"] < math.inf
+    json.dumps(record, allow_nan=False)
+    assert "diverged_at" not in trained(small, tmp_path)
+
+
+def test_largest_logit_of_each_epoch(small, tmp_path, monkeypatch):
+    original = run_module.build
+    largest: list[float] = []
+
+    def note(net, _, logits):
+        if net.training:
+            largest.append(logits.abs().max().item())
+
+    def build_and_note(*arguments, **options):
+        net, plan = original(*arguments, **options)
+        net.register_forward_hook(note)
+        return net, plan
+
+    monkeypatch.setattr(run_module, "build", build_and_note)
+    with pytest.raises(RuntimeError, match="crash"):
+        trained(small, tmp_path, on_step=stop_after(4))
+    largest.clear()
+    record = trained(small, tmp_path)
+    found = [row["max_abs_logit"] for row in record["history"]]
+    assert found[1:] == [max(largest[:3]), max(largest[3:])]  # the first epoch was before the crash
+
+
+def test_run_that_an_older_version_began_is_continued(small, tmp_path):
+    whole = trained(small, tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="crash"):
+        trained(small, tmp_path, on_step=stop_after(5))
+    last = prepare(small, seed=1, runs=tmp_path).folder / "last.ckpt"
+    state = checkpoint.load(last)
+    del state["position"]["peak"], state["position"]["skipped"], state["position"]["history"][0]["max_abs_logit"]
+    checkpoint.save(last, state, keep_previous=False)
+    record = trained(small, tmp_path)
+    assert record["state_sha256"] == whole["state_sha256"]
+    assert "max_abs_logit" not in record["history"][0]
+    assert record["history"][2]["max_abs_logit"] == whole["history"][2]["max_abs_logit"]
+
+
+def test_scale_is_that_of_the_study(small, tmp_path):
+    assert trained(small, tmp_path / "a")["scale"] == "cpu"
+    assert trained(small, tmp_path / "b", scale="paper")["scale"] == "paper"
+
+
+def test_lsuv_starts_from_the_first_batch_and_repeats_bit_for_bit(small, tmp_path):
+    recipe = replace(small, init="lsuv", batch_norm=None)
+    prepared = prepare(recipe, seed=1, runs=tmp_path)
+    net, plan = build(prepared.recipe, prepared.dataset, seed=1)
+    seen: list[float] = []
+    hooks = [
+        module.register_forward_hook(lambda _, __, output: seen.append(output.square().mean().item()))
+        for module in net.modules()
+        if getattr(module, "weight", None) is not None
+    ]
+    assert plan is not None
+    net.eval()  # the second moments of the last layers depend on dropout
+    with torch.no_grad():
+        net(first_batch(prepared.recipe, prepared.dataset, seed=1))
+    assert len(hooks) == len(seen) == 9
+    assert seen[:6] == pytest.approx([1.0] * 6, rel=1e-4)
+    records = [trained(recipe, tmp_path / name) for name in ("a", "b")]
+    assert records[0]["outcome"] == "finished"
+    assert records[0]["state_sha256"] == records[1]["state_sha256"] != trained(small, tmp_path)["state_sha256"]
+    with pytest.raises(RuntimeError, match="crash"):
+        trained(recipe, tmp_path / "c", on_step=stop_after(5))
+    assert trained(recipe, tmp_path / "c")["state_sha256"] == records[0]["state_sha256"]
 
 
 def test_gradient_that_is_not_finite_stops_before_the_step(small, tmp_path, monkeypatch):
@@ -365,8 +442,6 @@ def test_tailored_run_continues_and_is_tested_as_it_was_trained(small, tmp_path,
 
 
 def test_tailored_rates_reach_the_optimizer(small, tmp_path):
-    from mpelu.train.network import build
-
     recipe = replace(small, model="plain100", init="tailored", batch_norm=False)
     prepared = prepare(recipe, seed=0, runs=tmp_path)
     net, plan = build(prepared.recipe, prepared.dataset, seed=0)

@@ -1,0 +1,215 @@
+"""Which activations converge in 30 layers without normalization, from which fan, and how ReLU fails (claims 26, 28).
+
+Source:   Li et al., arXiv:1606.00305, section 4.3; README of the authors' code.
+Command:  mpelu reproduce claim26, mpelu reproduce claim28
+
+Two things that the paper holds fixed are varied besides. The learning rate: narrow nets bear a greater one, so that
+what diverges in the paper may only do so here at 2 or 4 times 0.01. And how the input and the last layers are scaled:
+raw pixels or unit variance; fully connected layers with the released standard deviations, which ReLU has others of, or
+with the same for all.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from mpelu.recipes import imagenet30
+from mpelu.recipes.imagenet30 import FANS, LABELS, Fan, connected_std, entering_std, narrow_std, released_std
+from mpelu.report.finding import Finding, Interval
+from mpelu.report.summary import Record, finite
+from mpelu.studies.fate import Part, conclude, fate, learns, share, share_of
+from mpelu.studies.jobs import Setting, Training
+from mpelu.studies.study import Claim, Exhibit, Results
+
+SEEDS = 3
+EPOCHS = 4
+"""At scale cpu, for what shows itself early; with the digits, which are fewer, 8."""
+ROWS = {row.name: row for row in imagenet30.ROWS}
+SHORTER = "; ".join(imagenet30.FACTORS)
+OVERFLOW = 88.7
+"""exp of more than this is not a float32."""
+
+Variant: TypeAlias = Literal["raw", "unit variance", "equal std"]
+
+
+def epochs_of(setting: Setting) -> int:
+    """Return how many epochs the short trainings have at scale cpu."""
+    return 2 * EPOCHS if setting.data == "digits" else EPOCHS
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One case of the comparison of fans.
+
+    Attributes:
+        activation: A key of :data:`mpelu.recipes.imagenet30.LABELS`.
+        fan: Of Eq. 22.
+        rate: Times the paper's learning rate.
+        variant: ``raw`` pixels as in the paper; ``unit variance``; or ``equal std``, raw with the same standard
+            deviations of fully connected layers for all activations.
+    """
+
+    activation: str
+    fan: Fan
+    rate: float = 1.0
+    variant: Variant = "raw"
+
+    @property
+    def label(self) -> str:
+        rate = "" if self.rate == 1 else f", lr x {self.rate:g}"
+        return f"{LABELS[self.activation]} {self.fan}{rate}{'' if self.variant == 'raw' else f', {self.variant}'}"
+
+    def trainings(self, setting: Setting) -> tuple[Training, ...]:
+        """Return one training for each seed."""
+        stds_of = "elu" if self.variant == "equal std" else self.activation
+        row = ROWS[imagenet30.name_of(self.activation, fan=self.fan)]
+        recipe = row.recipe(setting.scale, follow="code", data=setting.data if setting.scale == "cpu" else None)
+        if setting.scale == "paper":
+            recipe = replace(recipe, layer_std=released_std(self.activation, fan=self.fan) | connected_std(stds_of))
+        else:
+            fan_in = 9 if setting.data == "digits" else 27
+            entering = {"conv1.weight": entering_std(self.activation, fan=self.fan, fan_in=fan_in)}
+            recipe = replace(recipe, layer_std=entering | narrow_std(stds_of), epochs=epochs_of(setting))
+        if self.variant == "unit variance":
+            recipe = replace(recipe, center="channel", pixel_scale="std")
+        assert recipe.lr is not None
+        recipe = replace(recipe, lr=recipe.lr * self.rate)
+        return tuple(Training(recipe, seed, setting.scale) for seed in range(setting.seeds or SEEDS))
+
+
+PAPER_CELLS = tuple(Cell(activation, fan) for activation in LABELS for fan in FANS)
+RATES = (2.0, 4.0)
+FASTER = tuple(replace(cell, rate=rate) for rate in RATES for cell in PAPER_CELLS)
+UNIT = tuple(replace(cell, variant="unit variance") for cell in PAPER_CELLS)
+EQUAL = tuple(replace(cell, variant="equal std") for cell in PAPER_CELLS if cell.activation == "relu")
+CONDITIONS = {
+    "lr 0.01": PAPER_CELLS,
+    "lr x 2": FASTER[: len(PAPER_CELLS)],
+    "lr x 4": FASTER[len(PAPER_CELLS) :],
+    "unit variance": UNIT,
+    "equal std": EQUAL,
+}
+CELLS = tuple(cell for cells in CONDITIONS.values() for cell in cells)
+STATEMENT_26 = (
+    "In 30 layers without BN, ReLU fails with fan_in, fan_out and average, PReLU converges with fan_out only, and ELU "
+    "and MPELU converge with all three"
+)
+DIFFERS_26 = (
+    f"{SHORTER}, but {EPOCHS} epochs (8 of the digits); the first convolution is scaled so that its output is as large "
+    "as in the paper's net for each fan, and the fully connected layers have the gains of the released files"
+)
+
+
+def converges_in_paper(cell: Cell) -> bool:
+    """True where the paper says that a net converges."""
+    return cell.activation in ("elu", "mpelu") or (cell.activation == "prelu" and cell.fan == "fan_out")
+
+
+def _as_claimed(results: Results, cells: Sequence[Cell], quantity: str) -> Interval | None:
+    """Return the share of runs that converge where the paper says so, and do not elsewhere."""
+    found = [(cell, results.present(cell.trainings(results.setting))) for cell in cells]
+    if not all(records for _, records in found):
+        return None
+    return share_of(
+        quantity, [learns(record) == converges_in_paper(cell) for cell, records in found for record in records]
+    )
+
+
+def judge_26(results: Results) -> Finding:
+    """Most runs of ReLU, of PReLU and of the exponential units must do what the paper says of them."""
+    of = {
+        "ReLU": [cell for cell in PAPER_CELLS if cell.activation == "relu"],
+        "PReLU": [cell for cell in PAPER_CELLS if cell.activation == "prelu"],
+        "ELU and MPELU": [cell for cell in PAPER_CELLS if cell.activation in ("elu", "mpelu")],
+    }
+    parts = [
+        Part(_as_claimed(results, cells, f"{name} runs that end as claimed"), "above") for name, cells in of.items()
+    ]
+    beside = [
+        *(
+            _as_claimed(results, cells, f"runs that end as claimed, {name}")
+            for name, cells in CONDITIONS.items()
+            if cells != PAPER_CELLS
+        ),
+        *(share(results, f"runs that learn, {cell.label}", [cell.trainings(results.setting)]) for cell in CELLS),
+    ]
+    told = [f"{name}: {text}" for name, cells in CONDITIONS.items() if (text := _usual(results, cells))]
+    note = f"What most runs do with {', '.join(FANS)}: {'; '.join(told)}" if told else ""
+    return conclude(
+        26, STATEMENT_26, results, jobs_26(results.setting), parts, beside=beside, note=note, differs=DIFFERS_26
+    )
+
+
+def _usual(results: Results, cells: Sequence[Cell]) -> str:
+    """Say what most runs of each activation do, one word for each fan, e.g. "ReLU diverged/flat/flat"."""
+    words: dict[str, list[str]] = {}
+    for cell in cells:
+        records = results.present(cell.trainings(results.setting))
+        usual: list[str] = [name for name, _ in Counter(map(fate, records)).most_common(1)] or ["not run"]
+        words.setdefault(LABELS[cell.activation], []).extend(usual)
+    ran = {label: found for label, found in words.items() if set(found) != {"not run"}}
+    return ", ".join(f"{label} {'/'.join(found)}" for label, found in ran.items())
+
+
+def jobs_26(setting: Setting) -> tuple[Training, ...]:
+    """Return all cases of the comparison of fans."""
+    return tuple(job for cell in CELLS for job in cell.trainings(setting))
+
+
+STATEMENT_28 = (
+    "ReLU nets diverge because activations at the top grow until the softmax overflows; MPELU, which saturates on the "
+    "left, prevents it"
+)
+CELLS_28 = tuple(cell for cell in (*PAPER_CELLS, *FASTER) if cell.activation in ("relu", "mpelu"))
+
+
+def largest_logit(record: Record) -> float | None:
+    """Return the largest finite |logit| that a training met, None if the record does not hold it."""
+    seen = [row.get("max_abs_logit") for row in (*record["history"], record.get("diverged_at") or {})]
+    return max((number for value in seen if (number := finite(value)) is not None), default=None)
+
+
+def judge_28(results: Results) -> Finding:
+    """Where ReLU diverges, most runs must have had logits that overflow, and most of MPELU must not diverge."""
+    setting = results.setting
+    relu = [cell for cell in CELLS_28 if cell.activation == "relu"]
+    pairs = [pair for cell in relu for pair in _diverged(results, cell)]
+    diverging = [
+        share(
+            results,
+            f"ReLU runs that diverge, lr x {rate:g}",
+            [cell.trainings(setting) for cell in relu if cell.rate == rate],
+            lambda record: fate(record) == "diverged",
+        )
+        for rate in (1.0, *RATES)
+    ]
+    sizes = [size for one, _ in pairs if (size := largest_logit(one)) is not None]
+    parts, beside = [Part(diverging[0], "above")], diverging[1:]
+    if any(found is not None and found.estimate > 0 for found in diverging):
+        beyond = share_of(f"diverged ReLU runs with a logit beyond {OVERFLOW}", [size > OVERFLOW for size in sizes])
+        ended = share_of("MPELU runs that do not diverge there", [fate(other) != "diverged" for _, other in pairs])
+        parts, beside = [Part(beyond, "above"), Part(ended, "above")], diverging
+    note = f"The largest logits of ReLU runs that diverged: {min(sizes):.3g} to {max(sizes):.3g}" if sizes else ""
+    return conclude(28, STATEMENT_28, results, jobs_28(setting), parts, beside=beside, note=note, differs=DIFFERS_26)
+
+
+def _diverged(results: Results, cell: Cell) -> list[tuple[Record, Record]]:
+    """Return the diverged runs of a ReLU net, each with the run of MPELU that has the same seed."""
+    twins = replace(cell, activation="mpelu").trainings(results.setting)
+    found = [
+        (results.of(one), results.of(other)) for one, other in zip(cell.trainings(results.setting), twins, strict=True)
+    ]
+    return [(one, other) for one, other in found if one and other and fate(one) == "diverged"]
+
+
+def jobs_28(setting: Setting) -> tuple[Training, ...]:
+    """Return the runs of ReLU and MPELU at all learning rates, which are among those of the comparison of fans."""
+    return tuple(job for cell in CELLS_28 for job in cell.trainings(setting))
+
+
+CLAIMS = (
+    Claim(26, STATEMENT_26, jobs_26, judge_26),
+    Claim(28, STATEMENT_28, jobs_28, judge_28),
+)
+EXHIBITS: tuple[Exhibit, ...] = ()

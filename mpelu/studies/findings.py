@@ -1,0 +1,122 @@
+"""What all studies say about the records at hand, at every setting that occurs among them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from mpelu.errors import DataError
+from mpelu.report.finding import Finding
+from mpelu.report.grid import Grid, Picture
+from mpelu.report.provenance import is_measurement
+from mpelu.report.reproduction import DIGITS, Reproduction, Shown, has_numbers, headline
+from mpelu.report.summary import Record, check_record
+from mpelu.studies.jobs import STUDY, Scale, Setting, key_of
+from mpelu.studies.study import Claim, Exhibit, Results
+
+SCALES: tuple[Scale, ...] = ("paper", "cpu")
+COMPUTED = "any"
+"""The scale of what is computed: it is the same at every setting."""
+
+
+def belongs(record: Record) -> bool:
+    """Return whether a record was made for a study of the paper."""
+    return is_measurement(record) or record.get("study") == STUDY
+
+
+def reproduction(records: Iterable[Record]) -> Reproduction:
+    """Return what the studies say about records: each claim, table and figure, judged at every scale on every data set.
+
+    Args:
+        records: Of trainings and measurements; those of other studies are counted and left out.
+
+    Raises:
+        DataError: If a record cannot be read, or two that differ are of the same run.
+    """
+    from mpelu.studies import catalog
+
+    given = list(records)
+    mine = [record for record in given if belongs(record)]
+    by_key = keyed(mine)
+    results = [Results(setting, by_key) for setting in settings(mine)]
+    return Reproduction(
+        claims=tuple(headline(_judged(claim, results)) for claim in catalog.claims()),
+        exhibits=tuple(_shown(exhibit, results) for exhibit in catalog.exhibits()),
+        records=by_key,
+        left_out=len(given) - len(mine),
+    )
+
+
+def settings(records: Sequence[Record]) -> tuple[Setting, ...]:
+    """Return both scales on each data set of the records, natural images first; the digits if there is none.
+
+    At scale paper the recipes name the data themselves, so that all runs of that scale are found in each setting.
+    """
+    names = {record["data"]["name"] for record in records if record["data"]} or {DIGITS}
+    seeds = 1 + max((record["seed"] for record in records), default=0)
+    ordered = sorted(names, key=lambda name: (name == DIGITS, name))
+    return tuple(Setting(scale, name, seeds) for scale in SCALES for name in ordered)
+
+
+def keyed(records: Sequence[Record]) -> dict[str, Record]:
+    """Return records by key; one that is given twice is taken once.
+
+    Raises:
+        DataError: If a record cannot be read, or two that differ are of the same run.
+    """
+    found: dict[str, Record] = {}
+    for record in records:
+        if not is_measurement(record):
+            check_record(record)
+        same = found.setdefault(key_of(record), record)
+        if _told(same) != _told(record):
+            name = record["function"] if is_measurement(record) else record["recipe"]
+            raise DataError(
+                f"two records of {name!r} with seed {record['seed']} (hash {record['hash']}) differ: leave out the "
+                "file or folder of one of them"
+            )
+    return found
+
+
+def _told(record: Record) -> tuple[object, ...]:
+    """Return what two copies of a record have in common, and two runs of one recipe have not."""
+    told = ("outcome", "steps", "state_sha256", "values", "wall_seconds")
+    return tuple(record.get(name) for name in told)
+
+
+def _judged(claim: Claim, results: Sequence[Results]) -> list[Finding]:
+    findings: list[Finding] = []
+    for each in results:
+        with _named(claim.name, each):
+            findings.append(claim.judge(each))
+        if findings[-1].scale == COMPUTED:
+            break
+    return findings
+
+
+def _shown(exhibit: Exhibit, results: Sequence[Results]) -> Shown:
+    views: list[Grid | Picture] = []
+    for each in results:
+        with _named(exhibit.name, each):
+            view = exhibit.show(each)
+        if not any(_same(view, other) for other in views):
+            views.append(view)
+        if view.scale == COMPUTED:
+            break
+    told = [view for view in views if has_numbers(view)]
+    return Shown(exhibit.name, exhibit.title, tuple(told or views[:1]))
+
+
+@contextmanager
+def _named(name: str, results: Results) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in {name} at {results.setting}")
+        raise
+
+
+def _same(one: Grid | Picture, other: Grid | Picture) -> bool:
+    if isinstance(one, Grid) and isinstance(other, Grid):
+        return one.rows == other.rows and one.scale == other.scale
+    if isinstance(one, Picture) and isinstance(other, Picture):
+        return one.svg == other.svg
+    return False

@@ -1,0 +1,153 @@
+"""How deep ELU nets without normalization start: Eq. 22, LSUV, and gains that are exact (claims 31, 34).
+
+Source:   Li et al., arXiv:1606.00305, section 4.3; README of the authors' code.
+Command:  mpelu reproduce claim31, mpelu reproduce claim34
+
+LSUV gives each layer unit variance, Eq. 22 less and less of it, and so smaller gradients. A tenth of the learning rate
+tells a bad start from a step that is too large.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from mpelu.recipes import imagenet30
+from mpelu.report.finding import Finding, Interval
+from mpelu.studies.converging import EPOCHS, SEEDS, epochs_of
+from mpelu.studies.fate import Part, conclude, counts, difference, share
+from mpelu.studies.jobs import Setting, Training
+from mpelu.studies.study import Claim, Exhibit, Results
+
+DECISIVE_SEEDS = 6
+"""Where one net decides: the interval of 5 of 5 still holds one half."""
+ROWS = {row.name: row for row in imagenet30.ROWS}
+
+Init: TypeAlias = Literal["eq22", "lsuv", "second_moment", "critical", "auto"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """One case of the comparison of initializations: an ELU net without BN.
+
+    Attributes:
+        depth: 30 or 52.
+        init: As in a recipe.
+        rate: Times the paper's learning rate.
+        unit_variance: Whether pixels are divided by their standard deviation, as the exact gains expect.
+    """
+
+    depth: int
+    init: Init
+    rate: float = 1.0
+    unit_variance: bool = False
+
+    @property
+    def label(self) -> str:
+        rate = "" if self.rate == 1 else f", lr x {self.rate:g}"
+        return f"{self.depth} layers, {STARTS[self.init]}{rate}{', unit variance' if self.unit_variance else ''}"
+
+    def trainings(self, setting: Setting) -> tuple[Training, ...]:
+        """Return one training for each seed: more of them where the verdict is on a single net."""
+        row = ROWS[f"imagenet{self.depth}-elu"]
+        recipe = row.recipe(setting.scale, data=setting.data if setting.scale == "cpu" else None)
+        if setting.scale == "cpu":
+            recipe = replace(recipe, epochs=epochs_of(setting))
+        if self.unit_variance:
+            recipe = replace(recipe, center="channel", pixel_scale="std")
+        assert recipe.lr is not None
+        made = replace(recipe, init=self.init, lr=recipe.lr * self.rate)
+        count = DECISIVE_SEEDS if self.rate == 1 and not self.unit_variance else SEEDS
+        return tuple(Training(made, seed, setting.scale) for seed in range(setting.seeds or count))
+
+
+STARTS = {
+    "eq22": "Eq. 22",
+    "lsuv": "LSUV",
+    "second_moment": "exact second moment",
+    "critical": "critical",
+    "auto": "auto",
+}
+DEPTHS = (30, 52)
+LSUV = tuple(Start(depth, "lsuv") for depth in DEPTHS)
+EQ22 = tuple(Start(depth, "eq22") for depth in DEPTHS)
+SLOWER = tuple(replace(start, rate=0.1) for start in (*LSUV, *EQ22))
+STATEMENT_31 = (
+    "From LSUV, 30- and 52-layer ELU nets without BN explode within a few iterations; from Eq. 22 they converge"
+)
+STATEMENT_34 = "Eq. 22, which is of first order, works well in deep nets, although its residuals are not negligible"
+DIFFERS_31 = f"{'; '.join(imagenet30.FACTORS)}, but {EPOCHS} epochs (8 of the digits)"
+
+
+def _learning(results: Results, start: Start) -> Interval | None:
+    return share(results, f"runs that learn, {start.label}", [start.trainings(results.setting)])
+
+
+def judge_31(results: Results) -> Finding:
+    """At both depths most runs from LSUV must fail, and most from Eq. 22 must learn."""
+    said = {start.label: counts(results, start.trainings(results.setting)) for start in LSUV}
+    return conclude(
+        31,
+        STATEMENT_31,
+        results,
+        jobs_31(results.setting),
+        [
+            *(Part(_learning(results, start), "below") for start in LSUV),
+            *(Part(_learning(results, start), "above") for start in EQ22),
+        ],
+        beside=[_learning(results, start) for start in SLOWER],
+        note="; ".join([f"{label}: {text}" for label, text in said.items() if text] + _slower_in_words(results)),
+        differs=DIFFERS_31,
+    )
+
+
+def _slower_in_words(results: Results) -> list[str]:
+    said = [(start.label, counts(results, start.trainings(results.setting))) for start in SLOWER]
+    return [f"{label}: {text}" for label, text in said if text]
+
+
+def jobs_31(setting: Setting) -> tuple[Training, ...]:
+    """Return both starts at both depths, and again at a tenth of the learning rate."""
+    return tuple(job for start in (*LSUV, *EQ22, *SLOWER) for job in start.trainings(setting))
+
+
+EXACT: tuple[Init, ...] = ("second_moment", "critical", "auto")
+UNIT_STARTS = tuple(Start(depth, init, unit_variance=True) for depth in DEPTHS for init in ("eq22", *EXACT))
+
+
+def judge_34(results: Results) -> Finding:
+    """Most runs from Eq. 22 must learn at both depths; how exact gains compare is reported beside."""
+    excess = [
+        difference(
+            results,
+            f"Eq. 22 minus {STARTS[start.init]}, {start.depth} layers, unit variance",
+            replace(start, init="eq22").trainings(results.setting),
+            start.trainings(results.setting),
+            "training loss",
+        )
+        for start in UNIT_STARTS
+        if start.init != "eq22"
+    ]
+    said = [
+        f"{found.quantity} {found.estimate:+.2f} ({found.low:+.2f} to {found.high:+.2f})" for found in excess if found
+    ]
+    return conclude(
+        34,
+        STATEMENT_34,
+        results,
+        jobs_34(results.setting),
+        [Part(_learning(results, start), "above") for start in EQ22],
+        beside=[*excess, *(_learning(results, start) for start in UNIT_STARTS)],
+        note="; ".join(said),
+        differs=DIFFERS_31,
+    )
+
+
+def jobs_34(setting: Setting) -> tuple[Training, ...]:
+    """Return Eq. 22 on raw pixels, and beside exact gains on pixels of unit variance."""
+    return tuple(job for start in (*EQ22, *UNIT_STARTS) for job in start.trainings(setting))
+
+
+CLAIMS = (
+    Claim(31, STATEMENT_31, jobs_31, judge_31),
+    Claim(34, STATEMENT_34, jobs_34, judge_34),
+)
+EXHIBITS: tuple[Exhibit, ...] = ()
