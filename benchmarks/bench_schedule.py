@@ -81,7 +81,7 @@ def main() -> None:
     wall, accounted = timed(list(trainings), options.workers, load(options.data).name)
     overhead = wall - accounted / options.workers
     print(f"{options.trainings} trainings of {accounted / options.trainings:.2f} s on {options.data}: {wall:.2f} s,")
-    print(f"  of which {overhead:.2f} s are not training: {1000 * (overhead - start) / len(trainings):.0f} ms for each")
+    print(f"  of which {overhead:.2f} s lie outside of the epochs: the start, building networks, checkpoints")
 
 
 if __name__ == "__main__":

@@ -517,10 +517,10 @@ def _reproduce(options: Namespace) -> int:
     started = time.monotonic()
     request = _request(options)
     plan = reproduce.plan(request)
-    store = reproduce.open_store(request, plan)
     if options.dry_run:
-        _print_plan(plan, store.records, request, as_json=options.json)
+        _print_plan(plan, reproduce.recorded(request), request, as_json=options.json)
         return 0
+    store = reproduce.open_store(request, plan)
     recorded = [name for name in plan.jobs if name in store.records]
     if options.launcher == "slurm":
         failed = _launch(request, options)
@@ -528,9 +528,8 @@ def _reproduce(options: Namespace) -> int:
     else:
         board = _run_plan(plan, store, request, started=started, as_json=options.json)
         failed = {line.name: line.reason for line in board.named("failed").values()}
-    _print_outcome(
-        plan, store.records, recorded, failed, as_json=options.json, wall_seconds=time.monotonic() - started
-    )
+    wall_seconds = time.monotonic() - started
+    _print_outcome(plan, store.records, recorded, failed, as_json=options.json, wall_seconds=wall_seconds)
     complete = request.budget_seconds is not None or all(name in store.records for name in plan.jobs)
     return 0 if complete and not failed else 1
 
@@ -1192,11 +1191,14 @@ def _report_paper(records: Sequence[dict[str, Any]], options: Namespace) -> int:
     from mpelu.report.grid import Picture
     from mpelu.studies.findings import reproduction
 
-    found = reproduction(records)
+    only_claims = options.only in ("headline", "claims") and options.out is None and options.figures is None
+    found = reproduction(records, exhibits=not only_claims)
     if options.markdown or options.only is not None:
         _print_line(reproduction_markdown(found, options.only))
     elif not options.json:
         _console().print(claims_table(found))
+    if found.left_out:
+        sys.stderr.write(f"records of other studies left out: {found.left_out}; --study shows one study\n")
     if options.figures is not None:
         for shown in found.exhibits:
             pictures = [view for view in shown.views if isinstance(view, Picture) and view.svg]

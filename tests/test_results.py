@@ -43,6 +43,14 @@ def test_picture_of_the_readme_is_drawn_from_the_results():
     assert (ROOT / "docs" / "pictures" / "train-loss.svg").read_text() == standalone(loss_curves(summarize(records)))
 
 
+def test_every_measurement_has_its_provenance():
+    for record in find_results([ROOT / "results" / "measurements.jsonl"]):
+        assert record["kind"] == "measurement"
+        assert record["environment"]["commit"]
+        assert record["environment"]["torch"]
+        assert record["data"] is None or len(record["data"]["sha256"]) == 64
+
+
 def test_every_result_has_its_provenance():
     for record in find_results([RUNS]):
         assert record["environment"]["commit"]

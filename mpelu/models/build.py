@@ -90,6 +90,11 @@ def build_model(
                 f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(sorted(takes)) or 'none'}"
             )
         return factory(**{key: value for key, value in given.items() if key in takes} | wanted)
+    decided = sorted(wanted.keys() & {"num_classes", "in_channels", "activation", "alpha", "beta"})
+    if decided:
+        raise UsageError(
+            f"{', '.join(decided)} of {name} follow from the data and the recipe, and are no model_options"
+        )
     if "input_size" in FAMILIES[family].options:
         wanted.setdefault("input_size", input_size)
     return create_model(name, num_classes, activation, alpha=alpha, beta=beta, in_channels=in_channels, **wanted)
@@ -109,7 +114,7 @@ def count_costs(name: str, *, in_channels: int, input_size: int, **arguments: An
 
     Example:
         >>> count_costs("plain9", num_classes=10, in_channels=1, input_size=16).multiply_adds
-        604480
+        1132800
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = build_model(name, in_channels=in_channels, input_size=input_size, **arguments)

@@ -11,16 +11,16 @@ from mpelu.report.summary import Record
 DIGITS = "digits"
 """The built-in images of handwritten digits; every other data set holds natural images."""
 
-PARTS: tuple[tuple[int, int, str], ...] = (
-    (1, 7, "The function"),
-    (8, 12, "NIN on CIFAR-10"),
-    (13, 20, "The 15-layer network on ImageNet"),
-    (21, 34, "Initialization"),
-    (35, 37, "CIFAR residual networks with another activation"),
-    (38, 46, "MPELU residual blocks"),
-    (47, 52, "Against other networks"),
+PARTS: tuple[tuple[int, int, str, str], ...] = (
+    (1, 7, "The function", ""),
+    (8, 12, "NIN on CIFAR-10", "cifar10"),
+    (13, 20, "The 15-layer network on ImageNet", "imagenet"),
+    (21, 34, "Initialization", "imagenet"),
+    (35, 37, "CIFAR residual networks with another activation", "cifar10"),
+    (38, 46, "MPELU residual blocks", "cifar10"),
+    (47, 52, "Against other networks", "cifar10"),
 )
-"""First claim, last claim and title of each part of the paper's argument."""
+"""First claim, last claim and title of each part of the paper's argument, and the images that it rests on."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class Reproduction:
     left_out: int = 0
 
 
-def weight(finding: Finding) -> tuple[bool, bool, bool, bool, int]:
+def weight(finding: Finding) -> tuple[bool, bool, bool, bool, int, bool]:
     """Return what a finding weighs against another one on the same claim, greater for more.
 
     Something that was run comes before nothing, the paper's scale (or none, for what is computed) before a shortened
-    one, natural images before digits, more seeds before fewer; of what was not run, what says why. What the verdict is
-    plays no part.
+    one, natural images before digits, more seeds before fewer, images like the paper's before others; of what was not
+    run, what says why. What the verdict is plays no part.
 
     Example:
         >>> from mpelu.report.finding import Interval
@@ -89,6 +89,7 @@ def weight(finding: Finding) -> tuple[bool, bool, bool, bool, int]:
         finding.scale != "cpu",
         finding.data != DIGITS,
         min((interval.n for interval in finding.intervals), default=0),
+        any(first <= finding.claim <= last and finding.data.startswith(images) for first, last, _, images in PARTS),
     )
 
 
@@ -147,7 +148,7 @@ def parts(claims: Sequence[Judged]) -> tuple[tuple[str, tuple[Judged, ...]], ...
     """Return the claims by part of the paper's argument, with the title of the part."""
     found = [
         (title, tuple(claim for claim in claims if first <= claim.finding.claim <= last))
-        for first, last, title in PARTS
+        for first, last, title, _ in PARTS
     ]
     rest = tuple(claim for claim in claims if not PARTS[0][0] <= claim.finding.claim <= PARTS[-1][1])
     return tuple((title, alike) for title, alike in (*found, ("Others", rest)) if alike)

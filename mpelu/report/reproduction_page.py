@@ -24,7 +24,7 @@ from mpelu.report.reproduction import (
 )
 from mpelu.report.reproduction_text import HOW_TO_READ, exhibit_title, grid_columns, lead, paper_text
 from mpelu.report.templates import templates
-from mpelu.report.whisker import interval_text, numbers, whiskers
+from mpelu.report.whisker import interval_text, numbers, signed, whiskers
 
 TITLE = "MPELU, reproduced"
 ON_THE_FACE = 4
@@ -121,6 +121,7 @@ def render_reproduction(reproduction: Reproduction, *, title: str = TITLE) -> st
             unknown=UNKNOWN,
             paper_text=paper_text,
             interval_text=interval_text,
+            signed=signed,
             setting_text=setting_text,
             own_settings=own_settings,
             error_text=error_text,

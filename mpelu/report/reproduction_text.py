@@ -12,8 +12,16 @@ from mpelu.report.finding import OUTCOMES
 from mpelu.report.grid import UNKNOWN, Cell, Grid, Picture
 from mpelu.report.markdown import escaped
 from mpelu.report.provenance import is_measurement
-from mpelu.report.reproduction import Judged, Reproduction, Shown, counts, counts_by_setting, setting_text
-from mpelu.report.whisker import interval_text
+from mpelu.report.reproduction import (
+    Judged,
+    Reproduction,
+    Shown,
+    counts,
+    counts_by_setting,
+    has_numbers,
+    setting_text,
+)
+from mpelu.report.whisker import interval_text, signed
 
 NOT_RUN = "not run"
 STYLES = {"confirmed": "green", "refuted": "red", "inconclusive": "yellow", "not run": "dim"}
@@ -71,7 +79,7 @@ def ours_text(cell: Cell) -> str:
     parts = [cell.text] if cell.text else []
     if cell.ours is not None:
         spread = "" if cell.ours.sd is None else f" ± {cell.ours.sd:.{cell.digits}f}"
-        parts.insert(0, f"{cell.ours.mean:.{cell.digits}f}{spread} (n = {cell.ours.n})")
+        parts.insert(0, f"{signed(f'{cell.ours.mean:.{cell.digits}f}')}{spread} (n = {cell.ours.n})")
     return ", ".join(parts) or NOT_RUN
 
 
@@ -140,7 +148,7 @@ def tables_markdown(reproduction: Reproduction) -> str:
 def figures_markdown(reproduction: Reproduction) -> str:
     """Return the caption of each figure of the paper, as Markdown; the pictures are on the page."""
     lines = [
-        f"- {escaped(exhibit_title(shown))} ({escaped(setting_text(view.scale, view.data))}). {escaped(view.caption)}\n"
+        f"- {escaped(exhibit_title(shown))}{_place(view)}. {escaped(view.caption)}\n"
         for shown in reproduction.exhibits
         for view in shown.views
         if isinstance(view, Picture)
@@ -207,9 +215,12 @@ def _grid(shown: Shown, grid: Grid) -> str:
         [text for value, holds_numbers in zip(row, numeric, strict=True) for text in _texts(value, holds_numbers)]
         for row in grid.rows
     ]
-    place = setting_text(grid.scale, grid.data)
     notes = "".join(f"\n{escaped(note)}\n" for note in grid.notes)
-    return f"**{escaped(exhibit_title(shown))}** (ours: {escaped(place)})\n\n{_table(head, rows)}{notes}"
+    return f"**{escaped(exhibit_title(shown))}**{_place(grid)}\n\n{_table(head, rows)}{notes}"
+
+
+def _place(view: Grid | Picture) -> str:
+    return f" (ours: {escaped(setting_text(view.scale, view.data))})" if has_numbers(view) else " (not run)"
 
 
 def _texts(value: str | Cell, holds_numbers: bool) -> list[str]:

@@ -22,10 +22,10 @@ def number_text(value: float) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     text = f"{value:,.0f}" if abs(value) >= 1000 and abs(value) < 1e9 else f"{value:.4g}"
-    return _signed(text)
+    return signed(text)
 
 
-def _signed(text: str) -> str:
+def signed(text: str) -> str:
     """Write a true minus sign, and none before a zero."""
     negative = text.startswith("-") and any(digit in text.partition("e")[0] for digit in "123456789")
     return ("−" if negative else "") + text.removeprefix("-").replace("-", "−")
@@ -48,7 +48,7 @@ def numbers(interval: Interval) -> tuple[str, str, str]:
         decimals = max(0, 1 - math.floor(math.log10(length)))
         while decimals < MOST_DECIMALS and any(_looks_like_the_line(end, interval, decimals) for end in values[1:]):
             decimals += 1
-        estimate, low, high = (_signed(f"{value:,.{decimals}f}") for value in values)
+        estimate, low, high = (signed(f"{value:,.{decimals}f}") for value in values)
     return estimate, low, high
 
 

@@ -140,7 +140,7 @@ def finding(
     judged = [part.interval for part in parts if part.interval is not None]
     diverged = sum(fate(record) == "diverged" for record in trained)
     sentences = (
-        note,
+        note if trained or measured else "",
         f"Test error: {errors}" if errors else "",
         "; ".join(map(in_words, judged)),
         f"{diverged} of {len(trained)} trainings diverged and count as guessing" if diverged else "",

@@ -13,8 +13,6 @@ from mpelu.studies.jobs import STUDY, Scale, Setting, key_of
 from mpelu.studies.study import Claim, Exhibit, Results
 
 SCALES: tuple[Scale, ...] = ("paper", "cpu")
-COMPUTED = "any"
-"""The scale of what is computed: it is the same at every setting."""
 
 
 def belongs(record: Record) -> bool:
@@ -22,11 +20,12 @@ def belongs(record: Record) -> bool:
     return is_measurement(record) or record.get("study") == STUDY
 
 
-def reproduction(records: Iterable[Record]) -> Reproduction:
+def reproduction(records: Iterable[Record], *, exhibits: bool = True) -> Reproduction:
     """Return what the studies say about records: each claim, table and figure, judged at every scale on every data set.
 
     Args:
         records: Of trainings and measurements; those of other studies are counted and left out.
+        exhibits: Whether to make tables and figures too, which takes most of the time.
 
     Raises:
         DataError: If a record cannot be read, or two that differ are of the same run.
@@ -39,7 +38,7 @@ def reproduction(records: Iterable[Record]) -> Reproduction:
     results = [Results(setting, by_key) for setting in settings(mine)]
     return Reproduction(
         claims=tuple(headline(_judged(claim, results)) for claim in catalog.claims()),
-        exhibits=tuple(_shown(exhibit, results) for exhibit in catalog.exhibits()),
+        exhibits=tuple(_shown(exhibit, results) for exhibit in catalog.exhibits()) if exhibits else (),
         records=by_key,
         left_out=len(given) - len(mine),
     )
@@ -87,7 +86,7 @@ def _judged(claim: Claim, results: Sequence[Results]) -> list[Finding]:
     for each in results:
         with _named(claim.name, each):
             findings.append(claim.judge(each))
-        if findings[-1].scale == COMPUTED:
+        if _is_computed(findings[-1]):
             break
     return findings
 
@@ -99,10 +98,15 @@ def _shown(exhibit: Exhibit, results: Sequence[Results]) -> Shown:
             view = exhibit.show(each)
         if not any(_same(view, other) for other in views):
             views.append(view)
-        if view.scale == COMPUTED:
+        if _is_computed(view):
             break
     told = [view for view in views if has_numbers(view)]
     return Shown(exhibit.name, exhibit.title, tuple(told or views[:1]))
+
+
+def _is_computed(found: Finding | Grid | Picture) -> bool:
+    """Return whether something has neither a scale nor data, and so is the same at every setting."""
+    return found.scale == "any" and not found.data
 
 
 @contextmanager

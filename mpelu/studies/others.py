@@ -20,6 +20,7 @@ from mpelu.studies.study import Claim, Exhibit, Results
 
 
 def nopre_arm(depth: int, data: str, *, alpha: str = "", longer: bool = True) -> Arm:
+    """Return nopre of a depth on a data set of the paper, with the longer recipe or the standard one."""
     place = data.replace("cifar", "c")
     label = f"nopre-{depth}{', alpha 1' if alpha else ''}{', longer' if longer else ''}, {place.upper()}"
     if (depth, place, longer) == (164, "c10", False):
@@ -28,6 +29,7 @@ def nopre_arm(depth: int, data: str, *, alpha: str = "", longer: bool = True) ->
 
 
 def preact_arm(depth: int, data: str, suffix: str = "") -> Arm:
+    """Return Pre-ResNet of a depth on a data set of the paper; the suffix is that of the recipe's name."""
     place = data.replace("cifar", "c")
     if (depth, place, suffix) == (164, "c10", ""):
         return RELU

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from time import monotonic
 from typing import Any, Literal
 
 from mpelu.errors import DataError, UsageError
 from mpelu.report.finding import Finding
 from mpelu.report.grid import Grid, Picture
+from mpelu.report.summary import Record
 from mpelu.studies import catalog
 from mpelu.studies.jobs import STUDY, Job, Measurement, Scale, Setting, key, key_of
 from mpelu.studies.pool import Event, Task, gpus_of, run_tasks
@@ -141,6 +143,12 @@ def plan(request: Request) -> Plan:
         asked = {name: job for name, job in asked.items() if in_shard(name, request.shard)}
         jobs |= {name: _placed(job, setting.data, place) for name, job in asked.items() if name not in jobs}
         wanted.append(Wanted(item.name, tuple(asked)))
+    names = {job.data if isinstance(job, Measurement) else job.recipe.data for job in jobs.values()} - {""}
+    if request.data is not None and names and place not in names:
+        raise UsageError(
+            f"{request.data} holds {setting.data}, and what is asked for wants {', '.join(sorted(names))} at scale "
+            f"{request.scale}: give a folder with that, or leave out --data"
+        )
     return Plan(items, setting, jobs, _expected(jobs), tuple(wanted))
 
 
@@ -186,16 +194,22 @@ def _expected(jobs: Mapping[str, Job]) -> dict[str, float]:
 def name_of(job: Job) -> str:
     """Return what a job is called in a list."""
     if isinstance(job, Measurement):
-        options = ", ".join(f"{name} {value}" for name, value in job.options.items())
+        options = shorten(", ".join(f"{name} {value}" for name, value in job.options.items()), 80, placeholder=" ...")
         return f"{job.function.rpartition(':')[2]}({options}) seed {job.seed}"
     return f"{recipe_name(job.recipe)} seed {job.seed}"
 
 
+def recorded(request: Request) -> dict[str, Record]:
+    """Return the records that there are, in the files of records or in run folders, by key; nothing is written."""
+    finished = {key_of(record): record for record in finished_below(request.runs / STUDY)}
+    return finished | dict(Store(request.results).records)
+
+
 def open_store(request: Request, wanted: Plan) -> Store:
-    """Open the records, and take in those of runs that were finished but not recorded."""
+    """Open the files of records, and take in the runs that were finished but not recorded."""
     store = Store(request.results)
-    finished = finished_below(request.runs / STUDY)
-    missing = [record for record in finished if (name := key_of(record)) in wanted.jobs and name not in store.records]
+    known = recorded(request)
+    missing = [known[name] for name in wanted.jobs if name in known and name not in store.records]
     if missing:
         store.append(missing)
     return store

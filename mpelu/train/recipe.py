@@ -36,7 +36,7 @@ class Recipe:
         data: digits (built in), cifar10, cifar100 (from the Hub), a folder with Parquet or official CIFAR files or one
             folder for each class, or module:function, which returns a data set of your own.
         preprocess: none, or gcn_zca: global contrast normalization and ZCA whitening, as NIN was trained on.
-        resize: Scale every image to this height and width, in pixels; for data whose images differ in size.
+        resize: Scale every image to this height and width, in pixels, whatever its aspect.
         center: What is subtracted from the pixels: the mean of each channel, the mean image of the training set
             (the paper's ImageNet nets), or nothing.
         pixel_scale: std divides by the standard deviation of each channel; raw leaves the pixels as they are stored, 0

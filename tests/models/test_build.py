@@ -81,3 +81,8 @@ def test_names_of_timm_are_taken_where_it_is_installed(monkeypatch):
     assert seen == {"name": "resnet18d", "num_classes": 5, "in_chans": 3, "drop_rate": 0.1}
     with pytest.raises(UsageError, match="unknown model 'resnet18e'"):
         family_of("resnet18e")
+
+
+def test_what_the_data_and_the_recipe_decide_is_no_option():
+    with pytest.raises(UsageError, match=r"alpha, in_channels of nopre11 follow from the data and the recipe"):
+        build_model("nopre11", num_classes=10, in_channels=3, input_size=32, options={"in_channels": 1, "alpha": 1.0})

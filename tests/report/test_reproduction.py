@@ -19,9 +19,11 @@ def finding(outcome="confirmed", *, claim=8, scale="cpu", data="digits", n=3, ev
         (finding("inconclusive", data="cifar10-jpeg75", n=2), finding(n=9)),
         (finding("inconclusive", scale="any", data=""), finding()),
         (finding("inconclusive", n=5), finding(n=3)),
+        (finding("inconclusive", claim=29, data="imagenet-sample"), finding(claim=29, data="cifar10")),
+        (finding("inconclusive", claim=8, data="cifar10-jpeg75"), finding(claim=8, data="imagenet-sample")),
         (finding("not run", evidence="it has no such layer"), finding("not run", scale="paper", evidence="")),
     ],
-    ids=["run", "scale", "natural images", "computed", "seeds", "reason"],
+    ids=["run", "scale", "natural images", "computed", "seeds", "imagenet", "cifar", "reason"],
 )
 def test_the_weightier_finding_is_in_front_in_either_order(better, worse):
     assert headline([better, worse]).finding == headline([worse, better]).finding == better
@@ -54,7 +56,7 @@ def test_outcomes_are_counted_by_the_setting_that_decided():
 
 
 def test_the_parts_hold_every_claim_once():
-    assert [number for first, last, _ in PARTS for number in range(first, last + 1)] == list(range(1, 53))
+    assert [number for first, last, _, _ in PARTS for number in range(first, last + 1)] == list(range(1, 53))
     claims = [headline([finding(claim=number)]) for number in (1, 7, 8, 52, 60)]
     found = {title: [claim.finding.claim for claim in alike] for title, alike in parts(claims)}
     assert found == {

@@ -210,6 +210,23 @@ def test_pictures_that_do_more_than_draw_are_refused(svg, message):
         checked_svg(svg)
 
 
+def luminance(color):
+    digits = color * 2 if len(color) == 3 else color
+    channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_outcomes_can_be_read_in_light_in_dark_and_on_paper(page):
+    for outcome in ("confirmed", "refuted", "open", "untested"):
+        ink = re.findall(rf"--{outcome}: #(\w+)", page)
+        fill = re.findall(rf"--{outcome}-tint: #(\w+)", page)
+        assert len(ink) == len(fill) == 3
+        for one, other in zip(ink, fill, strict=True):
+            low, high = sorted((luminance(one), luminance(other)))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (outcome, one, other)
+
+
 def browser():
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     return found or pytest.skip(f"none of {', '.join(BROWSERS)} is installed")

@@ -86,7 +86,10 @@ def test_factors_are_named_once():
 @every_claim
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_nothing_run_is_not_run(claim, setting):
-    assert judged(claim, lambda _: None, setting).outcome == "not run"
+    found = judged(claim, lambda _: None, setting)
+    assert found.outcome == "not run"
+    assert not found.runs
+    assert bool(found.evidence) == (not claim.jobs(setting)), "why there are no jobs, else nothing"
 
 
 @every_claim

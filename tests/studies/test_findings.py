@@ -5,6 +5,7 @@ import pytest
 
 from mpelu.cli import main
 from mpelu.errors import DataError
+from mpelu.report.finding import Finding
 from mpelu.report.grid import Grid, Picture
 from mpelu.studies import catalog
 from mpelu.studies.findings import belongs, keyed, reproduction, settings
@@ -116,6 +117,13 @@ def test_the_command_reports_on_the_paper_when_runs_of_it_are_given(file, tmp_pa
     assert (tmp_path / "figure1.svg").read_text().startswith("<svg ")
 
 
+def test_the_command_says_what_it_left_out(file, made_up, capsys):
+    with file.open("a") as lines:
+        lines.write(json.dumps(made_up[0] | {"study": "demo"}))
+    assert main(["report", str(file), "--only", "headline"]) == 0
+    assert "records of other studies left out: 1" in capsys.readouterr().err
+
+
 def test_the_command_prints_one_part_as_markdown(file, capsys):
     assert main(["report", str(file), "--only", "claims"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -143,3 +151,19 @@ def test_measurements_alone_have_no_table_of_results(tmp_path, module, capsys):
 def test_records_are_printed_as_they_are(file, made_up, capsys):
     assert main(["report", str(file), "--json"]) == 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == made_up[:20]
+
+
+def test_what_is_computed_is_asked_once_and_what_has_data_at_every_setting(module, made_up):
+    asked = []
+
+    def claim(number, data):
+        def judge(results):
+            asked.append((number, results.setting.scale, results.setting.data))
+            return Finding(number, "statement", "not run", "", (), "any", data(results))
+
+        return Claim(number, "statement", lambda setting: (), judge)
+
+    module.CLAIMS = (claim(1, lambda results: ""), claim(2, lambda results: results.setting.data))
+    module.EXHIBITS = ()
+    reproduction(made_up)
+    assert asked == [(1, "paper", "digits"), (2, "paper", "digits"), (2, "cpu", "digits")]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mpelu.cli import main
+from mpelu.errors import UsageError
 from mpelu.report.summary import check_record
 from mpelu.studies import catalog, pool, reproduce
 from mpelu.studies.jobs import Measurement, Setting, Training, key, key_of
@@ -83,6 +84,14 @@ def test_data_in_a_folder_is_known_by_its_name(monkeypatch):
     assert (first.recipe.data, second.recipe.data, third.data) == ("/images", "cifar100", "/images")
 
 
+def test_data_that_nothing_asks_for_is_refused(monkeypatch):
+    monkeypatch.setattr(reproduce, "_name_of_data", lambda place: "cifar10-jpeg75")
+    jobs = (Training(replace(fake.SMALL, data="cifar10"), 0, "paper"),)
+    monkeypatch.setattr(fake, "CLAIMS", (fake.claim(1, jobs),))
+    with pytest.raises(UsageError, match="/images holds cifar10-jpeg75, and what is asked for wants cifar10 at scale"):
+        reproduce.plan(Request(("claim1",), scale="paper", data="/images"))
+
+
 def test_dry_run_writes_nothing(capsys, tmp_path):
     assert ask("all", "--dry-run") == 0
     assert "7 of 7 jobs to run" in capsys.readouterr().out
@@ -131,6 +140,9 @@ def test_everything_is_run_once_and_judged(capsys, monkeypatch, tmp_path):
     assert "7 jobs were recorded before, 0 were run" in capsys.readouterr().out
     for file in (tmp_path / "results").iterdir():
         file.unlink()
+    assert ask("all", "--dry-run") == 0
+    assert "0 of 7 jobs to run" in capsys.readouterr().out
+    assert not list((tmp_path / "results").glob("*.jsonl"))
     assert ask("claim1", "table1", "--json") == 0  # the run folders are enough
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["event"], result["recorded"], result["done"]) == ("result", 6, 0)
@@ -189,6 +201,7 @@ import sys
 sys.path.insert(0, {root!r})
 from tests.studies import fake
 from mpelu.cli import main
+from mpelu.errors import UsageError
 if __name__ == "__main__":
     fake.install(fake.KILLED, ())
     sys.exit(main(["reproduce", *sys.argv[1:]]))
