@@ -137,17 +137,18 @@ def plan(request: Request) -> Plan:
     place = request.data or DEFAULT_DATA[request.scale]
     setting = Setting(request.scale, _name_of_data(place), request.seeds)
     jobs: dict[str, Job] = {}
+    names: set[str] = set()
     wanted = []
     for item in items:
         asked = {key(job): job for job in item.jobs(setting)}
+        names |= {job.data if isinstance(job, Measurement) else job.recipe.data for job in asked.values()}
         asked = {name: job for name, job in asked.items() if in_shard(name, request.shard)}
         jobs |= {name: _placed(job, setting.data, place) for name, job in asked.items() if name not in jobs}
         wanted.append(Wanted(item.name, tuple(asked)))
-    names = {job.data if isinstance(job, Measurement) else job.recipe.data for job in jobs.values()} - {""}
-    if request.data is not None and names and place not in names:
+    if request.data is not None and names - {""} and setting.data not in names:
         raise UsageError(
-            f"{request.data} holds {setting.data}, and what is asked for wants {', '.join(sorted(names))} at scale "
-            f"{request.scale}: give a folder with that, or leave out --data"
+            f"{request.data} holds {setting.data}, and what is asked for wants {', '.join(sorted(names - {''}))} at "
+            f"scale {request.scale}: give a folder with that, or leave out --data"
         )
     return Plan(items, setting, jobs, _expected(jobs), tuple(wanted))
 
