@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpelu.conversion import Conversion, convert
+    from mpelu.deploy import from_pretrained, push_to_hub, save_pretrained
     from mpelu.diagnostics import Diagnosis, diagnose, watch
     from mpelu.errors import DataError, MpeluError, UsageError
     from mpelu.init import InitPlan, fold, gain, initialize, plan, tailor
@@ -23,6 +24,9 @@ _HOME = {
     "convert": "mpelu.conversion",
     "diagnose": "mpelu.diagnostics",
     "fold": "mpelu.init",
+    "from_pretrained": "mpelu.deploy",
+    "push_to_hub": "mpelu.deploy",
+    "save_pretrained": "mpelu.deploy",
     "watch": "mpelu.diagnostics",
     "DataError": "mpelu.errors",
     "InitPlan": "mpelu.init",
@@ -38,7 +42,19 @@ _HOME = {
     "plan": "mpelu.init",
     "tailor": "mpelu.init",
 }
-_MODULES = ("conversion", "data", "diagnostics", "functional", "graph", "init", "models", "moments", "nn", "optim")
+_MODULES = (
+    "conversion",
+    "data",
+    "deploy",
+    "diagnostics",
+    "functional",
+    "graph",
+    "init",
+    "models",
+    "moments",
+    "nn",
+    "optim",
+)
 
 __all__ = [  # spelled out for type checkers
     "MPELU",
@@ -52,12 +68,15 @@ __all__ = [  # spelled out for type checkers
     "create_model",
     "diagnose",
     "fold",
+    "from_pretrained",
     "gain",
     "initialize",
     "keep_beta_positive",
     "list_models",
     "param_groups",
     "plan",
+    "push_to_hub",
+    "save_pretrained",
     "tailor",
     "watch",
 ]

@@ -748,18 +748,27 @@ def _finding_lines(finding: Any) -> Iterator[str]:
 
 def _evaluate_parser() -> Parser:
     command = Parser(description="Test a trained network again, on its own data or on other images.")
-    command.add_argument("run", type=Path, help="The run folder that 'mpelu train' printed.")
-    command.add_argument("--weights", type=str, default="last", help="last or best epoch.")
-    command.add_argument("--data", type=str | None, default=None, help="Another data set with the same classes.")
+    command.add_argument("run", type=Path, help="The run folder that 'mpelu train' printed, or an exported folder.")
+    command.add_argument(
+        "--weights", type=str | None, default=None, help="Of a run: last (if not given) or best epoch."
+    )
+    command.add_argument(
+        "--data", type=str | None, default=None, help="Another data set with the same classes; an export needs one."
+    )
+    command.add_argument(
+        "--model", type=str | None, default=None, help="Of an export of a network of your own: file.py:function."
+    )
     command.add_argument("--workers", type=int, default=0, help="Processes that decode photographs.")
     command.add_argument("--json", action="store_true", help="Print one JSON object.")
     return command
 
 
 def _evaluate(options: Namespace) -> int:
-    from mpelu.train.evaluation import evaluate
+    from mpelu.deploy import evaluate
 
-    result = evaluate(options.run, weights=options.weights, data=options.data, workers=options.workers)
+    result = evaluate(
+        options.run, weights=options.weights, data=options.data, model=options.model, workers=options.workers
+    )
     if options.json:
         _print_json(dataclasses.asdict(result))
     else:
@@ -769,6 +778,121 @@ def _evaluate(options: Namespace) -> int:
             f"{result.data}{skipped}, weights of the {result.weights} epoch ({result.epoch}), "
             f"{_rate(result.images_per_second)}"
         )
+    return 0
+
+
+# mpelu predict
+
+
+def _predict_parser() -> Parser:
+    command = Parser(description="Say what is on images: the most probable classes of each.")
+    command.add_argument("network", type=str, help="A run folder, an exported folder, or owner/name on the Hub.")
+    command.add_argument(
+        "images", type=str, nargs="*", default=[], help="Images, folders, quoted patterns; - is one image on stdin."
+    )
+    command.add_argument("--list", type=str | None, default=None, help="A file with a path on each line; - is stdin.")
+    command.add_argument("--top", type=int, default=5, help="Classes to name; all of them if there are fewer.")
+    command.add_argument("--batch", type=int, default=64, help="Images that are computed together.")
+    command.add_argument(
+        "--weights", type=str | None, default=None, help="Of a run: last (if not given) or best epoch."
+    )
+    command.add_argument(
+        "--model", type=str | None, default=None, help="Of an export of a network of your own: file.py:function."
+    )
+    command.add_argument("--threads", type=int | None, default=None, help="CPU threads; not given: torch's choice.")
+    command.add_argument("--json", action="store_true", help="Print a JSON line for each image, as it is answered.")
+    return command
+
+
+def _predict(options: Namespace) -> int:
+    from rich.table import Table
+
+    from mpelu.deploy import open_network, predict
+    from mpelu.deploy.images import sources
+
+    _set_threads(options.threads)
+    asked = list(sources(options.images, listed=options.list))
+    network = open_network(options.network, weights=options.weights, model=options.model)
+    shown, failed = [], 0
+    for prediction in predict(network, asked, top=options.top, batch=options.batch):
+        if prediction.error is not None:
+            failed += 1
+            sys.stderr.write(f"mpelu: {prediction.image}: {prediction.error}\n")
+        if not options.json:
+            shown.append(prediction)
+        elif prediction.error is not None:
+            _print_json({"image": prediction.image, "error": prediction.error})
+        else:
+            _print_json({"image": prediction.image, "top": [dataclasses.asdict(guess) for guess in prediction.top]})
+    answered = [prediction for prediction in shown if prediction.error is None]
+    if answered:
+        table = Table("image", *(f"{place}." for place in range(1, 1 + len(answered[0].top))))
+        for prediction in answered:
+            guesses = (f"{guess.label} {100 * guess.probability:.1f} %" for guess in prediction.top)
+            table.add_row(prediction.image, *guesses)
+        _console().print(table)
+    if failed:
+        sys.stderr.write(f"mpelu: {failed} {'image' if failed == 1 else 'images'} could not be read\n")
+    return 1 if failed else 0
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    if threads < 1:
+        raise UsageError(f"--threads must be at least 1, got {threads}")
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+# mpelu export
+
+
+def _export_parser() -> Parser:
+    command = Parser(
+        description="Write a trained network for other programs, after checking that it computes the same."
+    )
+    command.add_argument("network", type=str, help="A run folder, an exported folder, or owner/name on the Hub.")
+    command.add_argument(
+        "--format",
+        type=Literal["safetensors", "onnx", "program"],
+        default="safetensors",
+        help="A folder with weights, config and card; an ONNX file; or a file for torch.export.load.",
+    )
+    command.add_argument("--out", type=Path, required=True, help="The folder (safetensors) or file to write.")
+    command.add_argument(
+        "--fold", action="store_true", help="Absorb wrappers of tailored activations into the weights."
+    )
+    command.add_argument(
+        "--weights", type=str | None, default=None, help="Of a run: last (if not given) or best epoch."
+    )
+    command.add_argument(
+        "--model", type=str | None, default=None, help="Of an export of a network of your own: file.py:function."
+    )
+    command.add_argument("--json", action="store_true", help="Print one JSON object.")
+    return command
+
+
+def _export(options: Namespace) -> int:
+    import torch
+
+    from mpelu.deploy import export, open_network
+
+    torch.set_num_threads(1)  # a few images: more threads only wait for each other
+    network = open_network(options.network, weights=options.weights, model=options.model)
+    done = export(network, options.out, format=options.format, fold=options.fold)
+    fold = None if done.fold is None else [dataclasses.asdict(row) for row in done.fold.rows]
+    if options.json:
+        _print_json({**vars(done), "path": str(done.path), "fold": fold})
+        return 0
+    if done.fold is not None:
+        _print_line(str(done.fold))
+        _print_line(f"folding changed the outputs by at most {done.fold_difference:.2g}")
+    _print_line(
+        f"{done.path} written: {done.bytes:,} bytes, {done.wall_seconds:.1f} s; compared with {done.compared_with}: "
+        f"outputs differ by at most {done.largest_difference:.2g}, the largest is {done.largest_output:.3g}"
+    )
     return 0
 
 
@@ -1306,6 +1430,8 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[Namespace], int]]] = {
     "demo": (_demo_parser, _demo),
     "train": (_train_parser, _train),
     "evaluate": (_evaluate_parser, _evaluate),
+    "predict": (_predict_parser, _predict),
+    "export": (_export_parser, _export),
     "report": (_report_parser, _report),
     "models": (_models_parser, _models),
     "recipes": (_recipes_parser, _recipes),

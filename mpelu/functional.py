@@ -59,7 +59,8 @@ def mpelu(
         overridden: Tensor = handle_torch_function(mpelu, (x, alpha, beta), x, alpha, beta, save=save, inplace=inplace)
         return overridden
     if not x.is_floating_point():
-        raise UsageError(f"x must have a floating dtype, got {x.dtype}; convert it with x.float()")
+        cure = "put DeQuantStub before MPELU and QuantStub behind it" if x.is_quantized else "convert it with x.float()"
+        raise UsageError(f"x must have a floating dtype, got {x.dtype}; {cure}")
     channels = x.shape[1:2]
     if not (isinstance(alpha, Tensor) and alpha.shape == channels):
         alpha = _parameter("alpha", alpha, x)

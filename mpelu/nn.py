@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from mpelu.errors import UsageError
 from mpelu.functional import SAVE, mpelu
@@ -70,8 +71,8 @@ class MPELU(nn.Module):
 
     def reset_parameters(self) -> None:
         """Set alpha and beta back to their start values."""
-        nn.init.constant_(self.alpha, self.init_alpha)
-        nn.init.constant_(self.beta, self.init_beta)
+        _fill(self, "alpha", self.init_alpha)
+        _fill(self, "beta", self.init_beta)
 
     def forward(self, x: Tensor) -> Tensor:
         return mpelu(x, self.alpha, self.beta, save=self.save, inplace=self.inplace)
@@ -125,7 +126,7 @@ class SPELU(nn.Module):
 
     def reset_parameters(self) -> None:
         """Set alpha back to its start value."""
-        nn.init.constant_(self.alpha, self.init_alpha)
+        _fill(self, "alpha", self.init_alpha)
 
     def forward(self, x: Tensor) -> Tensor:
         return mpelu(x, self.alpha, torch.ones_like(self.alpha, requires_grad=False))
@@ -194,16 +195,26 @@ class SReLU(nn.Module):
     def reset_parameters(self) -> None:
         """Set the four parameters back to their start values."""
         for name, value in self.start.items():
-            nn.init.constant_(self.get_parameter(name), value)
+            _fill(self, name, value)
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (1, -1, *([1] * (x.dim() - 2))) if self.num_parameters > 1 else (1,) * x.dim()
-        t_left, a_left, t_right, a_right = (self.get_parameter(name).to(x.dtype).view(shape) for name in self.start)
+        t_left, a_left, t_right, a_right = (getattr(self, name).to(x.dtype).view(shape) for name in self.start)
         above, below = (x - t_right).clamp(min=0), (x - t_left).clamp(max=0)
-        return x + (a_right - 1) * above + (a_left - 1) * below
+        result: Tensor = x + (a_right - 1) * above + (a_left - 1) * below
+        return result
 
     def extra_repr(self) -> str:
         return ", ".join((f"num_parameters={self.num_parameters}", *(f"{k}={v}" for k, v in self.start.items())))
+
+
+def _fill(module: nn.Module, name: str, value: float) -> None:
+    """Set every entry of a parameter; one that a parametrization computes, through its ``right_inverse``."""
+    if parametrize.is_parametrized(module, name):
+        with torch.no_grad():
+            setattr(module, name, torch.full_like(getattr(module, name), value))
+    else:
+        nn.init.constant_(module.get_parameter(name), value)
 
 
 def _check_count(num_parameters: int) -> None:

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from mpelu.errors import UsageError
@@ -70,10 +71,11 @@ def param_groups(
     }
     members: dict[tuple[str, float], list[nn.Parameter]] = {}
     shape_parameters = {
-        id(parameter): name
+        id(parameter): kind
         for module in model.modules()
         if isinstance(module, MPELU)
-        for name, parameter in module.named_parameters(recurse=False)
+        for name, parameter in module.named_parameters()
+        if (kind := _shape_parameter(name))
     }
     factors = dict(plan.lr_multipliers) if plan is not None else {}
     unknown = factors.keys() - dict(model.named_parameters()).keys()
@@ -109,24 +111,38 @@ def keep_beta_positive(
 
     Args:
         optimizer: The hook is registered on it.
-        model: Its MPELUs are looked up once, now.
+        model: Its MPELUs are looked up once, now. Their parameters may be sharded (``fully_shard``).
         minimum: Smallest beta allowed, > 0.
 
     Returns:
         A handle; its ``remove()`` takes the projection away.
 
     Raises:
-        UsageError: If minimum is not > 0.
+        UsageError: If minimum is not > 0, or a beta is computed by a parametrization, which alone decides its values.
     """
     if not minimum > 0:
         raise UsageError(f"minimum must be > 0, or beta could reach 0, got {minimum}")
-    betas: list[Tensor] = [module.beta for module in model.modules() if isinstance(module, MPELU)]
+    units = {name: module for name, module in model.named_modules() if isinstance(module, MPELU)}
+    computed = [name for name, unit in units.items() if parametrize.is_parametrized(unit, "beta")]
+    if computed:
+        raise UsageError(
+            f"beta of {', '.join(computed[:5])} is computed by a parametrization, which no projection can reach; let "
+            f"the parametrization give values > 0 (softplus, exp), and project the betas of other modules only"
+        )
 
     def project(*_: object) -> None:
         with torch.no_grad():
-            _clamp_from_below_(betas, minimum)
+            # looked up anew: load_state_dict(assign=True) and fully_shard put other tensors in their place
+            _clamp_from_below_([unit.beta for unit in units.values()], minimum)
 
     return optimizer.register_step_post_hook(project)
+
+
+def _shape_parameter(name: str) -> str:
+    """Return "alpha" or "beta" for a parameter of an MPELU that holds it, or that it is computed from; else ""."""
+    parts = name.split(".")
+    kind = parts[1] if parts[0] == "parametrizations" else name
+    return kind if kind in ("alpha", "beta") else ""
 
 
 def _clamp_from_below_(tensors: list[Tensor], minimum: float) -> None:

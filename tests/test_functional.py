@@ -147,3 +147,10 @@ def test_compiled_without_graph_breaks_agrees_with_eager(shape):
     torch._dynamo.reset()
     for eager, other in zip(*gradients, strict=True):
         torch.testing.assert_close(other, eager, rtol=1e-14, atol=1e-14)  # the same operations in the same order
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor:UserWarning")  # torch's own: quantized dtypes will go
+def test_a_quantized_tensor_is_sent_back_with_what_to_put_around():
+    x = torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.quint8)
+    with pytest.raises(UsageError, match=r"got torch.quint8; put DeQuantStub before MPELU and QuantStub behind it"):
+        mpelu(x, 0.25, 1.0)

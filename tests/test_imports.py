@@ -23,7 +23,7 @@ LAYERS = [
     ["init", "models", "data", "report"],
     ["conversion", "diagnostics"],
     ["train"],
-    ["recipes", "bench"],
+    ["recipes", "bench", "deploy"],
     ["studies"],
     ["cli"],
     ["__main__"],

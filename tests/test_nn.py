@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 import mpelu
 from mpelu.errors import UsageError
@@ -212,3 +213,31 @@ def test_relatives_refuse_what_makes_no_sense():
         SReLU(0)
     with pytest.raises(UsageError, match=r"init_t_left must be below init_t_right, got 1\.0 and 0\.0"):
         SReLU(init_t_left=1.0, init_t_right=0.0)
+
+
+class Exponential(nn.Module):
+    def forward(self, original: torch.Tensor) -> torch.Tensor:
+        return original.exp()
+
+    def right_inverse(self, value: torch.Tensor) -> torch.Tensor:
+        return value.log()
+
+
+@pytest.mark.parametrize(
+    ("unit", "name"),
+    [(MPELU(3, 0.5), "alpha"), (MPELU(3, init_beta=2.0), "beta"), (SPELU(3), "alpha"), (SReLU(3), "a_left")],
+    ids=str,
+)
+def test_parameters_that_a_parametrization_computes_are_reset_and_learn(unit, name):
+    start, x = getattr(unit, name).detach().clone(), normal(4, 3, dtype=torch.float32)
+    wanted = unit(x).detach()
+    parametrize.register_parametrization(unit, name, Exponential())
+    original = unit.parametrizations[name].original
+    with torch.no_grad():
+        original.add_(1.0)
+    assert not torch.equal(unit(x), wanted)
+    unit.reset_parameters()
+    torch.testing.assert_close(getattr(unit, name), start)
+    torch.testing.assert_close(unit(x), wanted)
+    unit(x).sum().backward()
+    assert (original.grad != 0).all()

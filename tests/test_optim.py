@@ -1,7 +1,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
+from mpelu.errors import UsageError
 from mpelu.nn import MPELU
 from mpelu.optim import MIN_BETA, keep_beta_positive, param_groups
 
@@ -175,3 +177,54 @@ def test_model_without_mpelu_is_no_error():
 
 def test_smallest_beta_is_a_normal_number_in_half_precision():
     assert torch.finfo(torch.float16).smallest_normal < MIN_BETA < 0.01
+
+
+class Exponential(nn.Module):
+    def forward(self, original: torch.Tensor) -> torch.Tensor:
+        return original.exp()
+
+    def right_inverse(self, value: torch.Tensor) -> torch.Tensor:
+        return value.log()
+
+
+def parametrized() -> nn.Sequential:
+    net = nn.Sequential(nn.Linear(2, 3), MPELU(3, init_beta=2.0), nn.Linear(3, 1), MPELU(1))
+    parametrize.register_parametrization(net[1], "beta", Exponential())
+    return net
+
+
+def test_what_a_parametrization_computes_beta_from_is_in_the_group_of_beta():
+    net = parametrized()
+    members = {group["name"]: group["params"] for group in param_groups(net, lr=0.1, weight_decay=0.0)}
+    assert {id(each) for each in members["beta"]} == {id(net[1].parametrizations.beta.original), id(net[3].beta)}
+    assert {id(each) for each in members["alpha"]} == {id(net[1].alpha), id(net[3].alpha)}
+    assert len(members["weight"]) == len(members["bias"]) == 2
+
+
+def test_further_parameters_of_a_subclass_are_weights():
+    class Shifted(MPELU):
+        def __init__(self) -> None:
+            super().__init__(3)
+            self.shift = nn.Parameter(torch.zeros(3))
+
+    net = Shifted()
+    members = {group["name"]: group["params"] for group in param_groups(net, lr=0.1, weight_decay=0.0)}
+    assert members["weight"][0] is net.shift
+    assert set(members) == {"weight", "alpha", "beta"}
+
+
+def test_a_beta_that_is_computed_cannot_be_projected():
+    net = parametrized()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(UsageError, match="beta of 1 is computed by a parametrization"):
+        keep_beta_positive(optimizer, net)
+    keep_beta_positive(optimizer, net[2:])
+
+
+def test_projection_follows_parameters_that_are_replaced():
+    net = nn.Sequential(MPELU(2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    keep_beta_positive(optimizer, net, minimum=0.5)
+    net.load_state_dict({"0.alpha": torch.ones(2), "0.beta": torch.tensor([0.1, 0.9])}, assign=True)
+    optimizer.step()
+    assert net[0].beta.tolist() == pytest.approx([0.5, 0.9])

@@ -13,7 +13,7 @@ from mpelu.data.view import View
 from mpelu.data.whiten import Progress
 from mpelu.errors import DataError
 
-NAMED_ITEMS = 20
+NAMED_ITEMS, NAMED_CLASSES = 20, 100
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class CheckReport:
     damaged: tuple[str, ...]
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return the report as pairs of a heading and its text; at most 20 damaged items are named."""
+        """Return the report as pairs of a heading and its text; at most 100 classes and 20 damaged items are named."""
         rows = [
             ("name", self.name),
             ("sha256", self.sha256),
@@ -55,10 +55,14 @@ class CheckReport:
             ("mean", " ".join(f"{value:.4f}" for value in self.mean)),
             ("std", " ".join(f"{value:.4f}" for value in self.std)),
         ]
-        rows += [
-            (f"class {name}", f"{train} train, {test} test")
-            for name, train, test in zip(self.classes, self.train, self.test, strict=True)
-        ]
+        if len(self.classes) <= NAMED_CLASSES:
+            rows += [
+                (f"class {name}", f"{train} train, {test} test")
+                for name, train, test in zip(self.classes, self.train, self.test, strict=True)
+            ]
+        else:
+            train, test = (f"{min(counts)} to {max(counts)}" for counts in (self.train, self.test))
+            rows.append(("classes", f"{len(self.classes)}, of each {train} train and {test} test"))
         if self.duplicates is not None:
             rows.append(("test images that are in train", str(self.duplicates)))
         rows.append(("damaged", str(len(self.damaged))))

@@ -81,9 +81,7 @@ class Dataset:
         Raises:
             UsageError: If the images were preprocessed, which centred and scaled them.
         """
-        if self.preprocess != "none" and (center == "image" or pixel_scale == "raw"):
-            given = "center image" if center == "image" else "pixel_scale raw"
-            raise UsageError(f"preprocess {self.preprocess} centres and scales the images itself: leave out {given}")
+        require_choice(self.preprocess, center, pixel_scale)
         changed = self
         if center == "image":
             changed = replace(changed, mean_image=mean_image(self.train.images))
@@ -149,6 +147,13 @@ class Source:
                 f"cannot read {error.filename} ({error.strerror}); mend the file or its permissions"
             ) from error
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def require_choice(preprocess: str, center: str, pixel_scale: str) -> None:
+    """Raise a UsageError where images that were preprocessed, and so centred and scaled, are to be so otherwise."""
+    if preprocess != "none" and (center == "image" or pixel_scale == "raw"):
+        given = "center image" if center == "image" else "pixel_scale raw"
+        raise UsageError(f"preprocess {preprocess} centres and scales the images itself: leave out {given}")
 
 
 def require_count(count: int, available: int, name: str) -> None:

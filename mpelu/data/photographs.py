@@ -5,6 +5,7 @@ They lie in blocks that are read as a whole: a file of a folder is a block, and 
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from mpelu.data import folder, parquet
 from mpelu.data.dataset import require_count
-from mpelu.data.pixels import first_line
+from mpelu.data.pixels import first_line, opened
 from mpelu.errors import DataError
 
 WINDOW_ROWS = 8192
@@ -178,6 +179,18 @@ def open_shards(paths: Sequence[Path]) -> tuple[ParquetPhotographs, tuple[str, .
     """
     shards = _whole_shards(paths)
     return _rows_of(shards), parquet.class_names(shards, shards)
+
+
+def sizes_of_first(photographs: Photographs, count: int) -> set[tuple[int, int]]:
+    """Return width and height of the first images as their headers have them; images without one are left out."""
+    found: set[tuple[int, int]] = set()
+    for index in range(min(count, len(photographs.labels))):
+        block = int(torch.searchsorted(photographs.starts, index, right=True)) - 1
+        if index == int(photographs.starts[block]):
+            encoded = photographs.read_block(block)
+        with suppress(DataError), opened(encoded[index - int(photographs.starts[block])]) as image:
+            found.add(image.size)
+    return found
 
 
 def _open_folders(place: Path, name: str) -> PhotographSet:

@@ -21,7 +21,7 @@ LOSSLESS_TIFF = ("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_defl
 MODES = ("1", "L", "P", "RGB", "CMYK")
 
 # What Pillow raises for damaged files, besides its own errors.
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     SyntaxError,
     ValueError,
@@ -72,7 +72,7 @@ def opened(data: bytes | None) -> Iterator[Image.Image]:
             if image.mode not in MODES:
                 raise DataError(f"the image has mode {image.mode}, wanted {' or '.join(MODES)}; convert it to RGB or L")
             yield image
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         shown = "no known format" if isinstance(error, UnidentifiedImageError) else first_line(error)
         raise DataError(f"the bytes are not a whole image ({shown})") from error
 
@@ -108,7 +108,7 @@ def decode_image(
         if resize is None and size is not None and (height, width) != size:
             raise DataError(
                 f"the image is {height}x{width} (height x width), wanted {size[0]}x{size[1]}; "
-                "resize it, or have all images resized with the option resize"
+                "resize it, or have all images resized with the option resize, or stream them"
             )
         colour = rgb(image)
         if resize is not None and (height, width) != (resize, resize):

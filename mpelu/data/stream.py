@@ -125,7 +125,7 @@ class Stream:
             if batch.skipped and self.damaged == "fatal":
                 raise DataError(
                     f"damaged data: {'; '.join(batch.skipped[:3])}. Mend or remove it, or have such images skipped; "
-                    "mpelu data check lists them all"
+                    "mpelu data check --stream lists them all"
                 )
             yield batch
 

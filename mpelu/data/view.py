@@ -83,13 +83,23 @@ def cut(
         DataError: Says what is wrong with the image, not where it is.
     """
     with opened(data) as image:
-        colour = rgb(image)
-        height, width = view.resized(image.height, image.width)
-        top, left = view.corner(height, width, at)
-        square = _resized_window(colour, (height, width), (top, left), view.crop)
+        square, corner = window(rgb(image), view, at=at)
         if mirrored:
             square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return pixels(square), (top, left)
+        return pixels(square), corner
+
+
+def window(
+    image: Image.Image, view: View, *, at: tuple[float, float] | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Resize and crop one image; see :func:`cut`.
+
+    Returns:
+        ``crop`` x ``crop`` pixels of it; and top and left of the crop.
+    """
+    height, width = view.resized(image.height, image.width)
+    top, left = view.corner(height, width, at)
+    return _resized_window(image, (height, width), (top, left), view.crop), (top, left)
 
 
 def whole(data: bytes | None, view: View) -> NDArray[np.uint8]:

@@ -154,7 +154,8 @@ def distribution_figure(found: Sequence[Distribution], *, name: str = "distribut
     series = {
         f"y > {limit:.4g}": [each.above[index] for each in found] for index, limit in enumerate(found[0].thresholds)
     }
-    return _shares_figure(series, name=name, title="Outputs above thresholds by layer", x_label="weight")
+    numbers = [each.number for each in found]
+    return _shares_figure(series, numbers, name=name, title="Outputs above thresholds by layer", x_label="weight")
 
 
 def residual_figure(found: Sequence[Residual], *, name: str = "residual") -> str:
@@ -163,17 +164,21 @@ def residual_figure(found: Sequence[Residual], *, name: str = "residual") -> str
         f"residual < {edge:g}": [sum(each.histogram[: index + 1]) for each in found]
         for index, edge in enumerate(found[0].edges[1:])
     }
-    return _shares_figure(series, name=name, title="Residual of the linearization by layer", x_label="activation")
+    numbers = list(range(1, len(found) + 1))
+    title = "Residual of the linearization by layer"
+    return _shares_figure(series, numbers, name=name, title=title, x_label="activation")
 
 
-def _shares_figure(series: Mapping[str, Sequence[float]], *, name: str, title: str, x_label: str) -> str:
+def _shares_figure(
+    series: Mapping[str, Sequence[float]], numbers: Sequence[int], *, name: str, title: str, x_label: str
+) -> str:
     with drawing():
         figure = Figure(figsize=(WIDTH_INCHES, height_inches(list(series), columns=2)), layout="constrained")
         axes = figure.add_subplot()
         for index, shares in enumerate(series.values()):
             every = max(1, len(shares) // 9)
             percents = [100.0 * share for share in shares]
-            axes.plot(range(1, len(shares) + 1), percents, **line_style(index), markevery=(index % every, every))
+            axes.plot(numbers, percents, **line_style(index), markevery=(index % every, every))
         axes.set_ylim(0.0, 104.0)
         axes.set_xlabel(f"{x_label}, in order of execution")
         axes.set_ylabel("percent")

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from mpelu.errors import DataError
+from mpelu.report.words import strict_json, with_numbers
 
 STATES = (
     "healthy",
@@ -148,8 +149,8 @@ class Diagnosis:
         return asdict(self)
 
     def to_json(self) -> str:
-        """Return JSON; NaN and infinities are the strings that Python's ``json`` writes."""
-        return json.dumps(self.to_dict())
+        """Return strict JSON; NaN and infinities are the words "NaN", "Infinity" and "-Infinity"."""
+        return strict_json(self.to_dict())
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Self:
@@ -180,7 +181,7 @@ class Diagnosis:
             found = json.loads(text)
         except ValueError as error:
             raise DataError(f"this is no JSON: {error}") from error
-        return cls.from_dict(found)
+        return cls.from_dict(with_numbers(found))
 
 
 def _record(item: Mapping[str, Any]) -> LayerRecord:

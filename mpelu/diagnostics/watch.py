@@ -15,6 +15,7 @@ from mpelu.diagnostics.draft import Draft, Layers, compiled_in_place, layers_of
 from mpelu.diagnostics.records import LayerRecord
 from mpelu.errors import UsageError
 from mpelu.report.signal import read_signal
+from mpelu.report.words import strict_json, with_numbers
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,19 @@ class Watched:
         return {record.name: record for record in self.records}[name]
 
     def to_json(self) -> str:
-        """Return one line of JSON, without what is None and with six digits of each number."""
+        """Return one line of strict JSON, without what is None and with six digits of each number.
+
+        NaN and infinities are the words "NaN", "Infinity" and "-Infinity".
+        """
         records = [{key: _rounded(value) for key, value in asdict(record).items()} for record in self.records]
         found = [{key: value for key, value in record.items() if value is not None} for record in records]
-        return json.dumps({"step": self.step, "epoch": _rounded(self.epoch), "records": found})
+        return strict_json({"step": self.step, "epoch": _rounded(self.epoch), "records": found})
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Self:
         """Return what a line of :meth:`to_json` holds."""
-        records = tuple(LayerRecord(**{**record, "shape": tuple(record["shape"])}) for record in found["records"])
+        layers = with_numbers(found["records"])
+        records = tuple(LayerRecord(**{**record, "shape": tuple(record["shape"])}) for record in layers)
         return cls(found["step"], found["epoch"], records)
 
 
@@ -215,7 +220,7 @@ def _drop_later(path: Path, start: int) -> None:
         return
     kept = [step for step in read_signal(path) if step["step"] < start]
     part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(f"{json.dumps(step)}\n" for step in kept), encoding="utf-8")
+    part.write_text("".join(f"{strict_json(step)}\n" for step in kept), encoding="utf-8")
     part.replace(path)
 
 

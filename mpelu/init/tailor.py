@@ -12,6 +12,7 @@ from functools import cache
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from mpelu.errors import UsageError
 from mpelu.graph import Graph, Node, read
@@ -237,6 +238,8 @@ class _Changes:
         return changes
 
     def _change(self, name: str, unit: nn.Module) -> _Change:
+        if isinstance(unit, MPELU | nn.PReLU) and parametrize.is_parametrized(unit):
+            raise UsageError("a parametrization computes its parameters; tailor before you register that")
         if isinstance(unit, MPELU) and not self._wrap:
             shape = self._shape()
             return _Change(

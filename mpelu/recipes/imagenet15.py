@@ -10,9 +10,10 @@ Duration: 750,000 steps of 64 images (here 38 epochs, which are 760,722), at sca
 
 "Gaussian" is 0.01 for all weights in the text, and 0.005 for the two hidden fully connected layers in the files. The
 other start is MSRA for ReLU and PReLU, and Eq. 22 for ELU and MPELU; in the files of PReLU it is Eq. 22 with fan_out,
-and the fully connected layers never have it. No file was released of MPELU without decay of alpha and beta, of LSUV for
-this net, or of ELU from Gaussian weights. The slopes of LReLU A to D are those of the released files; the text has only
-that D is 1. Which activation Table 6 has is unknown: here ELU, and MPELU (1) with decay.
+and the fully connected layers never have it. In the files Eq. 22 has the slope of the net in the first convolution
+too; here, without --follow code, the image counts as slope 1. No file was released of MPELU without decay of alpha and
+beta, of LSUV for this net, or of ELU from Gaussian weights. The slopes of LReLU A to D are those of the released files;
+the text has only that D is 1. Which activation Table 6 has is unknown: here ELU, and MPELU (1) with decay.
 
 Scale cpu keeps depth, batch normalization without scale and shift, raw pixels less their mean image, the learning rate
 0.01, momentum and the decay of the weights. Where alpha and beta decay, their decay is 10 times that of the weights: by
@@ -20,6 +21,7 @@ it alone (learning rate 5 x 0.01, momentum 0.9) they halve in 2,800 of the paper
 balance with the gradient, and here in 280 of 1,256.
 """
 
+import math
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -51,6 +53,8 @@ BIASES = {"bias_lr": 2.0, "bias_weight_decay": 0.0}
 GAUSSIAN = {"fc1.weight": 0.005, "fc2.weight": 0.005}
 OTHER = {"fc1.weight": 0.01, "fc2.weight": 0.01, "fc3.weight": 0.01}
 OTHER_PRELU = OTHER | {"fc3.weight": 0.001}
+FAN_IN, FAN_OUT = 3 * 7 * 7, 64 * 7 * 7
+"""Of the first convolution."""
 
 CPU: dict[str, Any] = {
     "model": "plain15",
@@ -75,6 +79,11 @@ LABELS = {"gaussian": "Gaussian(0.01)", "msra": "MSRA", "eq22": "Eq. 22", "lsuv"
 IN_TABLE = {"gaussian": "Gaussian", "msra": "MSRA", "eq22": "Eq. 22"}
 SLOPES = {"a": 0.1, "b": 0.25, "c": 0.5, "d": 1.0}
 STARTS = {"prelu": (0.0, 0.25, 1.0), "mpelu": (0.0, 0.25, 1.0)}
+
+
+def first_std(alpha: float, fan: int) -> dict[str, float]:
+    """Return the released std of the first convolution: Eq. 22 with the slope of the net, not with 1 for the image."""
+    return {"conv1.weight": math.sqrt(2 / (fan * (1 + alpha**2)))}
 
 
 def name_of(activation: str, *, decay: bool = False, init: Start = "gaussian") -> str:
@@ -130,7 +139,9 @@ def _prelu(alpha: float, init: Start) -> Row:
         f"PReLU ({alpha:g})",
         {"activation": "prelu", "alpha": alpha},
         init=init,
-        code={} if gaussian else {"init": "eq22", "init_mode": "fan_out", "layer_std": OTHER_PRELU},
+        code={}
+        if gaussian
+        else {"init": "eq22", "init_mode": "fan_out", "layer_std": first_std(alpha, FAN_OUT) | OTHER_PRELU},
         targets=(Target("table02", where, "top1"),),
     )
 
@@ -149,7 +160,9 @@ def _mpelu(alpha: float, init: Start, *, decay: bool) -> Row:
         "alpha_beta_decay": "yes" if decay else "no",
         "init": IN_TABLE.get(init, ""),
     }
-    released = {"alpha_beta_lr": 2.0}
+    released: dict[str, Any] = {"alpha_beta_lr": 2.0}
+    if init == "eq22":
+        released["layer_std"] = first_std(alpha, FAN_IN) | OTHER
     if decay and init == "eq22" and alpha != 1.0:
         released["alpha_beta_weight_decay"] = 2.0
     return _row(

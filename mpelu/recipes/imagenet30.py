@@ -5,7 +5,7 @@ Source:   Li et al., arXiv:1606.00305, sections 4.3 and 4.4 and Table 5; the aut
 Target:   Table 5, top-1 error without BN: ELU 37.08, MPELU 36.49 from Eq. 22, and no learning from Gaussian(0.01);
           MPELU with BN: 44.28 from Gaussian(0.01), 42.96 from Eq. 22. The other nets of the text have no numbers.
 Command:  mpelu train --recipe imagenet30-mpelu --scale cpu, mpelu reproduce table5, mpelu reproduce claim26
-Duration: 750,000 steps of 64 images (here 760,713, which is 38 epochs), at scale cpu 192 on the digits and 632 on
+Duration: 750,000 steps of 64 images (here 760,722, which is 38 epochs), at scale cpu 192 on the digits and 632 on
           larger sets: "mpelu recipes" prints the measured time of a step times the steps. An H200 was not measured.
 
 The text gives Eq. 22 for all weights; the released files give it to the convolutions only, and Gaussian weights to the

@@ -112,4 +112,6 @@ def _value(value: object) -> str:
         return UNKNOWN
     if isinstance(value, tuple):
         return ", ".join(_value(each) for each in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_value(each)}" for name, each in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -48,7 +48,7 @@ CODE: dict[str, Any] = {
     "init_std": 0.05,
     "bias_lr": 2.0,
     "bias_weight_decay": 0.0,
-    "layer_lr": {"cccp6.*": 0.1},
+    "layer_lr": {"cccp6.weight": 0.1, "cccp6.bias": 0.05},  # 0.05 x 2: bias and weight both at a tenth
 }
 AUGMENTED = "-aug"
 ACTIVATIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, str]]] = {

@@ -110,7 +110,7 @@ def _picture(sources: Sequence[Source], key: str, title: str, chance: float, cha
         if greatest > top
         else ""
     )
-    label = escape(f"{title} by epoch: {'; '.join(source.label for source in sources)}", quote=True)
+    label = escape(f"{title} by epoch; the list below names the lines", quote=True)
     y = frame.y(chance)
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{label}">'
@@ -165,14 +165,13 @@ def _finished(source: Source) -> list[Record]:
     return [run for run in source.runs if run["outcome"] == "finished"]
 
 
-def _path(epochs: Sequence[int], values: Sequence[float], frame: _Frame) -> str:
+def _path(epochs: Sequence[int], values: Sequence[float], frame: _Frame, places: int | None = 1) -> str:
     points = [(frame.x(epoch), frame.y(value)) for epoch, value in zip(epochs, values, strict=True)]
     if len(points) == 1:  # a line of no length has round ends, and so is a dot
         points *= 2
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in simplified(points))
+    return "M" + "L".join(f"{round(x, places):g} {round(y, places):g}" for x, y in simplified(points))
 
 
 def _band(points: Curve, frame: _Frame) -> str:
-    there = _path(points.epochs, points.high, frame)
-    back = _path(points.epochs, points.low, frame)[1:].split("L")
-    return f"{there}L{'L'.join(reversed(back))}Z"
+    there, back = (_path(points.epochs, values, frame, places=None) for values in (points.high, points.low))
+    return f"{there}L{'L'.join(reversed(back[1:].split('L')))}Z"

@@ -184,7 +184,17 @@ def _label(source: Source, usual: Mapping[str, str]) -> str:
         settings = [(name, source.settings.get(name, "not set")) for name in usual if name not in ("data", "model")]
         unlike = [(name, value) for name, value in settings if value != usual[name]]
     name = source.name.rpartition(":")[2].replace("_", " ") if source.kind == "measurement" else source.name
-    return f"{name} ({', '.join(f'{name} {value}' for name, value in unlike)})" if unlike else name
+    return f"{name} ({', '.join(f'{name} {_rounded(value)}' for name, value in unlike)})" if unlike else name
+
+
+def _rounded(text: str) -> str:
+    """Return the text of a setting with three digits of each long number, and without quotes.
+
+    Example:
+        >>> _rounded('{"conv1.weight": 0.33333333333333331}'), _rounded("0.0075"), _rounded("raw")
+        ('{conv1.weight: 0.333}', '0.0075', 'raw')
+    """
+    return re.sub(r"\d+\.\d{4,}", lambda found: f"{float(found[0]):.3g}", text.replace('"', ""))
 
 
 def _environment(record: Record) -> dict[str, str]:

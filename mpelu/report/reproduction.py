@@ -23,6 +23,10 @@ PARTS: tuple[tuple[int, int, str, str], ...] = (
 """First claim, last claim and title of each part of the paper's argument, and the images that it rests on."""
 
 
+ON_IMAGENET = (*(f"table{number}" for number in range(2, 9)), "figure3")
+"""Tables and figures that rest on ImageNet; the others rest on CIFAR-10 first of all."""
+
+
 @dataclass(frozen=True)
 class Judged:
     """A claim and all that was found about it.
@@ -112,6 +116,16 @@ def counts(claims: Sequence[Judged]) -> dict[Outcome, int]:
     """
     found = Counter(claim.finding.outcome for claim in claims)
     return {outcome: found[outcome] for outcome in OUTCOMES}
+
+
+def nearest_first(views: Sequence[Grid | Picture]) -> list[Grid | Picture]:
+    """Return what was shown at several settings by their weight, as of findings: scale, then images."""
+
+    def far(view: Grid | Picture) -> tuple[bool, bool, bool]:
+        images = "imagenet" if view.name in ON_IMAGENET else "cifar10"
+        return view.scale == "cpu", view.data == DIGITS, not view.data.startswith(images)
+
+    return sorted(views, key=far)
 
 
 def has_numbers(view: Grid | Picture) -> bool:

@@ -29,7 +29,9 @@ HOW_TO_READ = (
     (
         "A verdict is read off intervals, not off means. Confirmed: the interval lies on the side that the paper "
         "claims. Refuted: it lies on the other side. Inconclusive: it reaches over the bound, so these runs cannot "
-        "tell. A claim with several parts is confirmed if all of them are, and refuted if one of them is."
+        "tell. A claim with several parts is confirmed if all of them are, and refuted if one of them is. Numbers in a "
+        "claim are the paper's: whether ours are as large is not asked, only whether they have that order. Intervals "
+        "beside those that decide are for comparison."
     ),
     (
         "Scale paper is the setting as published. At scale cpu networks are narrower and schedules shorter, by factors "
@@ -37,7 +39,11 @@ HOW_TO_READ = (
         "and the paper's number cannot be compared with ours. Where a claim was tested in several settings, its "
         "verdict is that of the setting nearest to the paper's; the others stand beneath it."
     ),
-    "The intervals cover 95 % each and are not corrected for their number: of twenty, one is expected to miss.",
+    (
+        "The intervals cover 95 % each and are not corrected for their number: of twenty, one is expected to miss. A "
+        "verdict asks for one end of an interval only, where the error is 2.5 %; of a claim with many parts the chance "
+        "to be refuted wrongly is greater."
+    ),
     (
         f"In the tables, {UNKNOWN} stands where the text of the paper gives no number. Runs that diverged enter no "
         "mean and are counted beside it."
@@ -54,6 +60,9 @@ def lead(reproduction: Reproduction) -> str:
         f"leave {found['inconclusive']} open; {found['not run']} "
         f"{'has' if found['not run'] == 1 else 'have'} not been tested."
     )
+    small = sum(claim.finding.outcome == "refuted" and claim.finding.scale == "cpu" for claim in reproduction.claims)
+    if small:
+        outcome += f" Of those refuted, {small} {'is' if small == 1 else 'are'} so at a small scale only."
     records = list(reproduction.records.values())
     if not records:
         return f"{outcome} No run was given."
@@ -175,7 +184,7 @@ def reproduction_markdown(reproduction: Reproduction, only: str | None = None) -
 
 
 def claims_table(reproduction: Reproduction) -> Table:
-    """Return every claim with its verdict as a table for a terminal."""
+    """Return every claim with its verdict as a table for a terminal; how a setting differs is left to the page."""
     table = Table(
         title=Text(lead(reproduction)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
     )
@@ -185,11 +194,12 @@ def claims_table(reproduction: Reproduction) -> Table:
     table.add_column("evidence", overflow="fold", ratio=4)
     for claim in reproduction.claims:
         finding = claim.finding
+        place = setting_text(finding.scale, finding.data)
         table.add_row(
             str(finding.claim),
             Text(finding.outcome, style=STYLES[finding.outcome]),
             Text(finding.statement),
-            Text(_evidence(claim) + (f" [{_setting(claim)}]" if finding.outcome != "not run" else "")),
+            Text(_evidence(claim) + (f" [{place}]" if finding.outcome != "not run" else "")),
         )
     return table
 
@@ -215,7 +225,7 @@ def _grid(shown: Shown, grid: Grid) -> str:
         [text for value, holds_numbers in zip(row, numeric, strict=True) for text in _texts(value, holds_numbers)]
         for row in grid.rows
     ]
-    notes = "".join(f"\n{escaped(note)}\n" for note in grid.notes)
+    notes = "".join(f"\n{escaped(note[:1].upper() + note[1:])}\n" for note in grid.notes)
     return f"**{escaped(exhibit_title(shown))}**{_place(grid)}\n\n{_table(head, rows)}{notes}"
 
 

@@ -24,6 +24,7 @@ from mpelu.report.drawing import (
     svg_text,
 )
 from mpelu.report.summary import Record, finite
+from mpelu.report.words import with_numbers
 
 SIGNAL = "signal.jsonl"
 """The file in a run folder, beside ``result.json``."""
@@ -87,7 +88,7 @@ def read_signal(path: Path) -> list[dict[str, Any]]:
 
 def _step(line: str, where: str) -> dict[str, Any]:
     try:
-        step = json.loads(line)
+        step = with_numbers(json.loads(line))
     except ValueError as error:
         raise DataError(f"{where} is not JSON ({error}); take the line out") from error
     if not isinstance(step, dict) or not {"step", "records"} <= step.keys():

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from mpelu.recipes import row
@@ -10,10 +11,10 @@ from mpelu.recipes.row import Row
 from mpelu.report.finding import Finding, Interval
 from mpelu.report.grid import Cell
 from mpelu.report.summary import finite, spread
-from mpelu.studies.fate import Part, counts, difference, fate, in_words
+from mpelu.studies.fate import Part, counts, difference, differing, fate, in_words
 from mpelu.studies.jobs import Job, Setting, Training, key_of
 from mpelu.studies.statistic import all_of, outcome_of
-from mpelu.studies.study import Claim, Results
+from mpelu.studies.study import Claim, Results, at_its_scale
 from mpelu.train.recipe import Recipe
 
 SEEDS = 5
@@ -45,8 +46,13 @@ class Arm:
 
     def jobs(self, setting: Setting) -> tuple[Training, ...]:
         """Return one training for each seed."""
-        recipe = self.recipe(setting)
-        return tuple(Training(recipe, seed, setting.scale) for seed in range(setting.seeds or self.seeds))
+        return _trainings(self, setting)
+
+
+@cache
+def _trainings(arm: Arm, setting: Setting) -> tuple[Training, ...]:
+    recipe = arm.recipe(setting)
+    return tuple(Training(recipe, seed, setting.scale) for seed in range(setting.seeds or arm.seeds))
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ def contested(
     *,
     controls: Sequence[Contest] = (),
     note: str = "",
+    differs: str = "",
 ) -> Claim:
     """Return a claim that says which nets have the greater test error.
 
@@ -92,13 +99,14 @@ def contested(
         contests: All of them must come out as the paper says.
         controls: Run and reported too, without a part in the verdict.
         note: A sentence that goes before the numbers.
+        differs: What is different at scale cpu beside the factors of the recipes.
     """
     arms = arms_of([*contests, *controls])
 
     def judge(results: Results) -> Finding:
         parts = [contest.part(results) for contest in contests]
         beside = [contest.interval(results) for contest in controls]
-        return finding(number, statement, results, arms, parts, beside=beside, note=note)
+        return finding(number, statement, results, arms, parts, beside=beside, note=note, differs=differs)
 
     return Claim(number, statement, jobs_of(arms), judge)
 
@@ -145,7 +153,7 @@ def finding(
         "; ".join(map(in_words, judged)),
         f"{diverged} of {len(trained)} trainings diverged and count as guessing" if diverged else "",
     )
-    return Finding(
+    found = Finding(
         claim=number,
         statement=statement,
         outcome=all_of([outcome_of(part.interval, part.claimed, part.bound) for part in parts]),
@@ -154,8 +162,9 @@ def finding(
         scale=results.setting.scale,
         data=results.setting.data if cpu else data_of(arms),
         runs=tuple(map(key_of, (*trained, *measured))),
-        differs="; ".join(filter(None, (*factors_of(arms), differs))) if cpu else "",
+        differs=differing("; ".join(filter(None, (*factors_of(arms), differs))), results.setting),
     )
+    return at_its_scale(found)
 
 
 def factors_of(arms: Sequence[Arm]) -> tuple[str, ...]:

@@ -35,7 +35,10 @@ NO_FIRST = Arm("nopre without BN1", "nopre164-mpelu-no-first-norm")
 NO_END = Arm("nopre without BNend", "nopre164-mpelu-no-end-norm")
 NOPRE_RELU = Arm("nopre with ReLU", "nopre164-relu")
 
-DIFFERS = f"failing is looked at in the first {STEPS} steps at depth 164, batches of 128 and the full learning rate"
+DIFFERS = (
+    f"the first {STEPS} steps, where failing is looked at, are at depth 164, batches of 128 and the full learning rate"
+)
+FAILING = "To fail is a loss or gradient that is not finite, or a mean loss of the last 10 steps not below guessing"
 
 
 def failing(results: Results, arm: Arm) -> Interval | None:
@@ -60,7 +63,7 @@ def begun(results: Results, arms: Sequence[Arm]) -> str:
         records = results.present(measurements(arm.row, results.setting))
         if records:
             texts.append(f"{arm.label} failed {sum(map(failed, records))} of {len(records)}")
-    return f"In the first {STEPS} steps at lr 0.1, {', '.join(texts)}" if texts else ""
+    return f"In the first {STEPS} steps at lr 0.1, {', '.join(texts)}. {FAILING}" if texts else ""
 
 
 def beginning_claim(
@@ -139,10 +142,14 @@ def judge_46(results: Results) -> Finding:
         first, second = [a for a, _ in pairs], [b for _, b in pairs]
         intervals.append(paired_difference(quantity + plain.label, first, second, unit=""))
     parts = [Part(interval, "above") for interval in intervals]
-    note = "; ".join(filter(None, (span_text(results, arm) for pair in ENDS for arm in pair)))
+    told = "; ".join(filter(None, (span_text(results, arm) for pair in ENDS for arm in pair)))
+    note = f"{HELD_46}. Means over steps 0 to 20: {told}" if told else ""
     return finding(46, STATEMENT_46, results, (), parts, more=jobs_46(setting), note=note, differs=DIFFERS_46)
 
 
+HELD_46 = (
+    "Harm is held to be that gradients of the blocks differ more in size; runs with one that is not finite are left out"
+)
 DIFFERS_46 = (
     "images of 32 to 16 pixels, 50,000 to 5,000 of them (digits: 1,500), without crops and flips; "
     "kept: depth 164, batch size, learning rate"

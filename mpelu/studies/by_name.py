@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 
 from mpelu.recipes import recipe
 from mpelu.report.grid import Cell
@@ -14,6 +15,7 @@ SEEDS = 5
 """Of each training, unless a setting says another number: as many as the paper has on CIFAR."""
 
 
+@cache
 def trainings(name: str, setting: Setting) -> tuple[Training, ...]:
     """Return one training of a recipe for each seed; at the paper's scale the recipe names its data itself."""
     found = recipe(name, setting.scale, data=setting.data if setting.scale == "cpu" else None)

@@ -7,15 +7,17 @@ from typing import Literal, TypeAlias
 
 from mpelu.report.finding import Finding, Interval
 from mpelu.report.summary import Record, finite
-from mpelu.studies.jobs import Training, key_of
+from mpelu.studies.jobs import Setting, Training, key_of
 from mpelu.studies.statistic import all_of, compared, outcome_of, paired_difference, proportion
-from mpelu.studies.study import Results
+from mpelu.studies.study import Results, at_its_scale
 
 Fate: TypeAlias = Literal["learns", "flat", "diverged"]
 MARGIN = 0.05
 """Nats by which the training loss of the last epoch must lie below that of guessing for a run to have learned."""
 MOST = 0.5
 """Most runs do something if the interval of their share lies above it."""
+LEARNS = f"A run learns if its training loss in the last epoch is {MARGIN:g} nats or more below that of guessing"
+ON_DIGITS = "the images are 1,500 handwritten digits, grey, of 16 pixels"
 NUMBERS: dict[str, tuple[str, str]] = {
     "test error": ("test_error_percent", "points"),
     "training error": ("train_error_percent", "points"),
@@ -110,6 +112,13 @@ def in_words(interval: Interval) -> str:
     return f"{interval.quantity}: {numbers}"
 
 
+def differing(differs: str, setting: Setting) -> str:
+    """Return how runs at a setting differ from the paper's; empty at the paper's scale."""
+    if setting.scale == "paper":
+        return ""
+    return "; ".join(filter(None, (ON_DIGITS if setting.data == "digits" else "", differs)))
+
+
 def conclude(
     number: int,
     statement: str,
@@ -139,7 +148,7 @@ def conclude(
     diverged = sum(fate(record) == "diverged" for record in records)
     ends = [f"{diverged} of {len(records)} runs diverged and count as guessing"] if diverged else []
     sentences = [note, numbers, *ends] if records else []
-    return Finding(
+    found = Finding(
         claim=number,
         statement=statement,
         outcome=all_of([outcome_of(part.interval, part.claimed, part.bound) for part in parts]),
@@ -148,5 +157,6 @@ def conclude(
         scale=results.setting.scale,
         data=results.setting.data if results.setting.scale == "cpu" else jobs[0].recipe.data,
         runs=tuple(map(key_of, records)),
-        differs=differs if results.setting.scale == "cpu" else "",
+        differs=differing(differs, results.setting),
     )
+    return at_its_scale(found)

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from mpelu.errors import DataError
 from mpelu.report.finding import Finding
 from mpelu.report.grid import Grid, Picture
 from mpelu.report.provenance import is_measurement
-from mpelu.report.reproduction import DIGITS, Reproduction, Shown, has_numbers, headline
+from mpelu.report.reproduction import DIGITS, Reproduction, Shown, has_numbers, headline, nearest_first
 from mpelu.report.summary import Record, check_record
-from mpelu.studies.jobs import STUDY, Scale, Setting, key_of
+from mpelu.studies.jobs import STUDY, Scale, Setting, key, key_of
 from mpelu.studies.study import Claim, Exhibit, Results
 
 SCALES: tuple[Scale, ...] = ("paper", "cpu")
@@ -85,10 +86,22 @@ def _judged(claim: Claim, results: Sequence[Results]) -> list[Finding]:
     findings: list[Finding] = []
     for each in results:
         with _named(claim.name, each):
-            findings.append(claim.judge(each))
+            findings.append(_as_far(claim.judge(each), claim, each))
         if _is_computed(findings[-1]):
             break
     return findings
+
+
+def _as_far(finding: Finding, claim: Claim, results: Results) -> Finding:
+    """Return a finding that says how many runs of its claim are missing, with as many seeds as the claim has itself."""
+    if finding.outcome == "not run":
+        return finding
+    jobs = {key(job) for job in claim.jobs(replace(results.setting, seeds=None))}
+    missing = len(jobs - results.records.keys())
+    if not missing:
+        return finding
+    told = f"{missing} of {len(jobs)} runs of this claim are missing here, so that more may change the verdict."
+    return replace(finding, evidence=f"{finding.evidence} {told}".strip())
 
 
 def _shown(exhibit: Exhibit, results: Sequence[Results]) -> Shown:
@@ -101,7 +114,7 @@ def _shown(exhibit: Exhibit, results: Sequence[Results]) -> Shown:
         if _is_computed(view):
             break
     told = [view for view in views if has_numbers(view)]
-    return Shown(exhibit.name, exhibit.title, tuple(told or views[:1]))
+    return Shown(exhibit.name, exhibit.title, tuple(nearest_first(told) or views[:1]))
 
 
 def _is_computed(found: Finding | Grid | Picture) -> bool:

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from mpelu.report.summary import Record
@@ -39,6 +40,11 @@ class Training:
     seed: int
     scale: Scale = "cpu"
 
+    @cached_property
+    def key(self) -> str:
+        """:func:`key` with the data that the recipe names; a report asks for it a dozen times for each record."""
+        return _key_of_training(self, self.recipe.data)
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -72,16 +78,20 @@ def key(job: Job, data: str = "") -> str:
         job: The job.
         data: Name of the data set, where the job holds a path; empty if it holds the name.
     """
-    from mpelu.recipes.duration import family  # as mpelu.models.family_of, without torch
-
     if isinstance(job, Measurement):
         used = job.data and (data or job.data)
         return _digest(_of_measurement(job.function, job.options, job.seed, job.version, used))
+    return _key_of_training(job, data) if data else job.key
+
+
+def _key_of_training(job: Training, data: str) -> str:
+    from mpelu.recipes.duration import family  # as mpelu.models.family_of, without torch
+
     if job.recipe.augment is None:
         raise ValueError(f"a recipe of a study must name its augmentation, got None for {job.recipe.model}")
     resolved = resolve(job.recipe, family=family(job.recipe.model), image_size=0)
     config = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(resolved).items()}
-    return _digest(_of_training(config, job.seed, data or job.recipe.data))
+    return _digest(_of_training(config, job.seed, data))
 
 
 def key_of(record: Record) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mpelu.report.finding import Finding, Interval, Outcome
 from mpelu.report.summary import Record
 from mpelu.studies.jobs import Job, Setting, key_of
-from mpelu.studies.study import Claim, Results
+from mpelu.studies.study import Claim, Results, at_its_scale
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def claim(
         records = results.present(jobs(setting))
         nothing = Conclusion("not run", "No record yet.", ())
         found = conclude(records) if records else nothing
-        return Finding(
+        judged = Finding(
             claim=number,
             statement=statement,
             outcome=found.outcome if found.intervals else "not run",
@@ -56,6 +56,7 @@ def claim(
             runs=tuple(key_of(record) for record in records),
             differs=differs(setting),
         )
+        return at_its_scale(judged)
 
     return Claim(number, statement, jobs, judge)
 

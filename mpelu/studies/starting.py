@@ -279,7 +279,9 @@ def _cost_differs(setting: Setting) -> str:
     net = NETS_TO_START[setting.scale]
     return (
         f"{net['model']} at {net['size']} pixels, a batch of {net['batch']}, one core of a CPU. Our LSUV scales all "
-        "layers in one pass; the published one repeats passes for each layer until its variance is met, and costs more."
+        "layers in one pass; the published one repeats passes for each layer until its variance is met, and costs "
+        "more. Our Eq. 22 reads the net's graph first, which the paper's filler has no need of, and so costs more than "
+        "that."
     )
 
 

@@ -1,7 +1,7 @@
 """A study is a file that names claims, tables and figures of the paper: the jobs behind each, and what they say."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mpelu.report.finding import Finding
 from mpelu.report.grid import Grid, Picture
@@ -23,6 +23,16 @@ class Results:
     def present(self, jobs: Iterable[Job]) -> list[Record]:
         """Return the records of those jobs that have been run, in order."""
         return [record for job in jobs if (record := self.of(job)) is not None]
+
+
+def at_its_scale(finding: Finding) -> Finding:
+    """Return a finding whose words say no more than it shows: what scale cpu refutes is refuted there only."""
+    if finding.outcome != "refuted" or finding.scale != "cpu":
+        return finding
+    where = f"at scale cpu on {finding.data}" if finding.data else "at scale cpu on this machine"
+    return replace(
+        finding, evidence=f"{finding.evidence} Refuted {where}; the paper's own setting was not run.".strip()
+    )
 
 
 @dataclass(frozen=True)

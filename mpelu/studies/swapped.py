@@ -47,6 +47,8 @@ PLAIN_FACTORS = (
     "38 to 5 epochs, batches of 64 to 32",
 )
 STATEMENT_37 = "BN does not help ELU nets and does not hurt MPELU nets"
+HELD_37 = "Held to be so if BN makes the error of ELU greater and that of MPELU smaller; not so if it does the contrary"
+ONE_DEPTH = "one depth, where the paper says so of every depth"
 
 
 def plain_recipe(activation: str, setting: Setting, *, batch_norm: bool) -> Recipe:
@@ -99,7 +101,7 @@ def judge_37(results: Results) -> Finding:
         jobs_37(setting),
         (Part(elu, "above"), Part(mpelu, "above")),
         beside=(relu,),
-        note=told,
+        note=". ".join(filter(None, (HELD_37, told))),
         differs="; ".join(PLAIN_FACTORS),
     )
 
@@ -131,13 +133,16 @@ TITLE_9 = "Test error of ResNets with swapped activations"
 CLAIMS = (
     contested(
         35,
-        "In ResNets with BN, ELU in the place of ReLU hurts and MPELU (A) helps",
+        "In ResNets with BN, ELU in the place of ReLU hurts and MPELU (A) helps, at every depth",
         (Contest(ELU, RELU), Contest(RELU, MPELU_A)),
+        differs=ONE_DEPTH,
     ),
     contested(
         36,
-        "MPELU (B), near-identities (98, 0.01) behind the additions, is better than MPELU (A) and all others",
+        "MPELU (B), near-identities (98, 0.01) behind the additions, is better than MPELU (A) and all others, at every "
+        "depth",
         (Contest(MPELU_A, MPELU_B), Contest(RELU, MPELU_B), Contest(ELU, MPELU_B)),
+        differs=ONE_DEPTH,
         controls=(Contest(MPELU_B, WITHOUT_DECAY),),
     ),
     Claim(37, STATEMENT_37, jobs_37, judge_37),

@@ -18,6 +18,9 @@ from mpelu.train.recipe import Recipe
 if TYPE_CHECKING:
     from mpelu.data import Dataset, PhotographSet
 
+FIRST_IMAGES = 32
+"""Of a folder, whose sizes are looked at."""
+
 
 def train(
     report: Report, *, recipe: Recipe, seed: int, runs: Path, study: str, device: str, scale: str | None = None
@@ -49,6 +52,8 @@ def named(data: str) -> "Dataset | PhotographSet":
     """Load a data set that fits into memory, or list one of photographs: for its name and its digest."""
     from mpelu.data import find_photographs
 
+    if _have_several_sizes(data):  # reading all of ImageNet to learn that it cannot be held takes hours
+        return find_photographs(data)
     try:
         return loaded(data)
     except (DataError, UsageError) as error:
@@ -56,6 +61,20 @@ def named(data: str) -> "Dataset | PhotographSet":
             return find_photographs(data)
         except (DataError, UsageError):
             raise error from None
+
+
+def _have_several_sizes(data: str) -> bool:
+    """True for a folder of photographs that cannot be held in memory as they are."""
+    from mpelu.data import find_photographs
+    from mpelu.data.catalog import CATALOG
+    from mpelu.data.photographs import sizes_of_first
+
+    if data in CATALOG or not Path(data).expanduser().is_dir():
+        return False
+    try:
+        return len(sizes_of_first(find_photographs(data).train, FIRST_IMAGES)) > 1
+    except (DataError, UsageError):  # official CIFAR files are none
+        return False
 
 
 def measure(_: Report, *, measurement: Measurement, runs: Path, study: str, device: str) -> dict[str, Any]:

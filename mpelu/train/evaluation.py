@@ -11,7 +11,7 @@ from torch import nn
 from mpelu.errors import DataError, UsageError
 from mpelu.train import checkpoint
 from mpelu.train.loop import sums_of, tested
-from mpelu.train.network import build, hash_of
+from mpelu.train.network import hash_of, skeleton
 from mpelu.train.recipe import Recipe
 from mpelu.train.run import BEST, CONFIG, LAST
 from mpelu.train.supply import Data, data_of, other_data, supply_of
@@ -49,6 +49,21 @@ def evaluate(folder: Path, *, weights: str = "last", data: str | None = None, wo
     """
     trained = load_trained(folder, weights=weights)
     shown = trained.dataset if data is None else other_data(trained.recipe, data, trained.dataset)
+    return evaluate_trained(trained, shown, weights=weights, workers=workers)
+
+
+def evaluate_trained(trained: "Trained", shown: Data, *, weights: str = "last", workers: int = 0) -> Evaluation:
+    """Test a network on the images for testing of a data set.
+
+    Args:
+        trained: The network; it is left in evaluation mode.
+        shown: What it was trained on, or what :func:`mpelu.train.supply.other_data` returns for it.
+        weights: What the result says of them.
+        workers: Processes that decode photographs; 0 decodes in this one.
+
+    Raises:
+        DataError: If images cannot be read.
+    """
     device = torch.device("cpu")
     started = time.perf_counter()
     trained.net.eval()
@@ -92,7 +107,7 @@ def load_trained(folder: Path, *, weights: str = "last") -> Trained:
         raise UsageError(f"weights must be last or best, got {weights!r}")
     recipe = read_recipe(folder)
     dataset = data_of(recipe)
-    net, _ = build(recipe, dataset, seed=0)
+    net = skeleton(recipe, dataset)
     path = folder / FILES[weights]
     if not path.exists():
         raise DataError(f"{path} is missing: no epoch of this run was finished; continue it with 'mpelu train'")

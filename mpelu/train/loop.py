@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -107,14 +107,9 @@ class Trainer:
                 self._set_learning_rate(position.epoch, position.batch / batches)
                 torch.manual_seed(stream_seed(self.seed, "model", step, fabric.global_rank))
                 self.optimizer.zero_grad()
-                logits, loss = self._forward(batch)
-                with torch.no_grad():
-                    position.peak = torch.maximum(position.peak, _peak(logits))
-                # DDP averages gradients over processes: scaled so that the mean over the whole batch comes out
-                fabric.backward(loss * (fabric.world_size / self._count(batch)))
+                loss, sums = self._backward(batch, position)
                 self._step_if_finite(loss, step)
-                with torch.no_grad():
-                    position.sums += _sums(loss, logits, batch.labels)
+                position.sums += sums
                 position.skipped += batch.skipped
                 position.batch += 1
                 position.step += 1
@@ -149,6 +144,23 @@ class Trainer:
         position.skipped = int(self.over_processes(torch.tensor(position.skipped, device=self.fabric.device)).item())
         position.peak = position.peak.clone()
         torch.distributed.all_reduce(position.peak, torch.distributed.ReduceOp.MAX)
+
+    def _backward(self, batch: Batch, position: Position) -> tuple[Tensor, Tensor]:
+        """Add up the gradient of a batch, part by part; returns the summed loss, and the sums of :class:`Position`."""
+        # DDP averages gradients over processes: scaled so that the mean over the whole batch comes out
+        scale = self.fabric.world_size / self._count(batch)
+        losses, sums = [], torch.zeros_like(position.sums)
+        for number, part in enumerate(_parts(batch, self.recipe.accumulate), start=1):
+            last = number == self.recipe.accumulate
+            with self.fabric.no_backward_sync(self.model, enabled=not last):  # type: ignore[arg-type]  # is Fabric's
+                logits, loss = self._forward(part)
+                with torch.no_grad():
+                    position.peak = torch.maximum(position.peak, _peak(logits))
+                self.fabric.backward(loss * scale)
+            losses.append(loss.detach())
+            with torch.no_grad():
+                sums += _sums(loss, logits, part.labels)
+        return torch.stack(losses).sum(), sums
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return logits, and the summed loss of this process's images."""
@@ -228,6 +240,12 @@ def tested(sums: Tensor) -> Tested:
     if not count:
         raise DataError(f"none of {skipped:.0f} test images can be read; get the data again")
     return Tested(loss / count, 100.0 * wrong / count, int(count), int(skipped))
+
+
+def _parts(batch: Batch, count: int) -> Iterator[Batch]:
+    """Yield the images and labels of a batch in ``count`` parts."""
+    parts = zip(batch.images.tensor_split(count), batch.labels.tensor_split(count), strict=True)
+    return (replace(batch, images=images, labels=labels) for images, labels in parts)
 
 
 def _peak(logits: Tensor) -> Tensor:

@@ -52,6 +52,25 @@ def build(recipe: Recipe, dataset: Data, *, seed: int) -> tuple[nn.Module, InitP
     return net, made
 
 
+def skeleton(recipe: Recipe, dataset: Data) -> nn.Module:
+    """Build the network of a resolved recipe for weights that are loaded into it afterwards.
+
+    It is initialized only where that changes modules (``tailored``). Torch's global random state stays as it is.
+
+    Args:
+        recipe: The recipe.
+        dataset: Its classes and the shape of its images are used.
+
+    Raises:
+        UsageError: If the network cannot be built so.
+    """
+    with torch.random.fork_rng(devices=[]):
+        net = _network(recipe, dataset)
+        if recipe.init == "tailored":
+            tailor(net, torch.zeros(1, *dataset.image_shape), 0)
+    return net
+
+
 def check_network(recipe: Recipe, dataset: Data) -> None:
     """Raise a UsageError unless the network of a resolved recipe can be built and fits the data."""
     net = _network(recipe, dataset)

@@ -50,6 +50,10 @@ class Recipe:
             pixel images); not given: pad4 for 32 pixel images, else none.
         epochs: Passes over the training images (plain: 38, nin: 307, residual nets: 200).
         batch_size: Images in a step, over all processes (plain: 64, others: 128).
+        accumulate: Parts in which each process works on its images of a step, one after the other: less memory, and the
+            gradient of the whole batch. Batch normalization sees each part by itself.
+        sync_batch_norm: In training, batch normalization sees the images of all processes together; if not, each
+            process its own, as in the paper's code. One process alone trains the same either way.
         lr: Learning rate of the weights (plain: 0.01, others: 0.1).
         schedule: step (lr / 10 at each milestone) or cosine (down to 0 at the end).
         milestones: Of the step schedule, as fractions of the epochs (plain: 0.133 and 0.8; residual nets: 0.405
@@ -105,6 +109,8 @@ class Recipe:
     augment: Literal["none", "pad4", "pad4-noflip", "crop28", "crop14"] | None = None
     epochs: int | None = None
     batch_size: int | None = None
+    accumulate: int = 1
+    sync_batch_norm: bool = False
     lr: float | None = None
     schedule: Literal["step", "cosine"] = "step"
     milestones: tuple[float, ...] | None = None
@@ -154,6 +160,7 @@ RANGES: dict[str, tuple[str, Any]] = {
     "limit": ("at least 1", _positive),
     "epochs": ("at least 1", _positive),
     "batch_size": ("at least 1", _positive),
+    "accumulate": ("at least 1", _positive),
     "lr": ("> 0", _positive),
     "milestones": ("rising fractions in (0, 1)", lambda value: list(value) == sorted({v for v in value if 0 < v < 1})),
     "warmup_epochs": (">= 0", _not_negative),
@@ -190,6 +197,8 @@ ADDED = {
     "pixel_scale": "std",
     "stream": "off",
     "damaged": "fatal",
+    "accumulate": 1,
+    "sync_batch_norm": False,
 }
 """Fields that older recipes lack, and the value with which they are the same."""
 

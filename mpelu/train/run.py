@@ -24,13 +24,13 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from mpelu.data import Dataset
-from mpelu.data.batches import rank_slice
 from mpelu.diagnostics.watch import Watch, watch
 from mpelu.errors import DataError, MpeluError, UsageError
 from mpelu.models import family_of, takes_activation
 from mpelu.optim import keep_beta_positive, param_groups
 from mpelu.report.signal import SIGNAL
 from mpelu.train import checkpoint
+from mpelu.train.batch_norm import synchronize_batch_norm
 from mpelu.train.environment import describe_environment
 from mpelu.train.loop import DivergedError, Position, StoppedError, Trainer
 from mpelu.train.network import AS_BUILT, build, check_network, hash_of
@@ -140,18 +140,28 @@ def run(
 
     Raises:
         UsageError: If ``watch_every`` is less than 1, ``workers`` is below 0, the batches do not suit the processes,
-            or ``recompute`` meets a compiled network.
+            or ``recompute``, ``watch_every`` or the recipe's ``sync_batch_norm`` meets what it does not go with.
         DataError: If a photograph cannot be read, unless the recipe skips those.
         StoppedError: If SIGINT or SIGTERM arrived; the state is saved.
         MpeluError: If the folder cannot be written, another process is at work in it, or its checkpoints are damaged.
     """
     folder = prepared.folder
-    if (folder / RESULT).exists():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and (folder / RESULT).exists():
         return read_result(folder)
     if recompute and prepared.recipe.compile:
         raise UsageError("torch.compile decides by itself what is computed again: leave out one of the two")
+    if prepared.recipe.sync_batch_norm and prepared.recipe.compile:
+        raise UsageError("sync_batch_norm is for networks that are not compiled: leave out one of the two")
+    if watch_every is not None and prepared.recipe.accumulate > 1:
+        raise UsageError(
+            f"the signal is watched in one pass for each step, and accumulate is {prepared.recipe.accumulate}: leave "
+            f"out one of the two"
+        )
     fabric = _fabric(device, prepared.recipe.precision)
     _check_batches(prepared, fabric.world_size)
+    finished = _finished(prepared, fabric)
+    if finished is not None:
+        return finished
     with torch.random.fork_rng(), _locked(folder, fabric), _log_file(folder, fabric), _signals() as stop_signal:
         trainer = _trainer(prepared, fabric, stop_signal, on_step, workers=workers, recompute=recompute)
         started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -175,6 +185,23 @@ def run(
             checkpoint.write_atomically(folder / RESULT, to_json(record, indent=2).encode())
         fabric.barrier()
         return record
+
+
+def _finished(prepared: Prepared, fabric: Fabric) -> dict[str, Any] | None:
+    """Return the record of a finished run as the first process has it: hosts need not share a run folder.
+
+    Raises:
+        UsageError: If this process is about to train something else than the first.
+    """
+    first = fabric.is_global_zero and (prepared.folder / RESULT).exists()
+    wanted, record = fabric.broadcast((prepared.hash, read_result(prepared.folder) if first else None))
+    if wanted != prepared.hash:
+        raise UsageError(
+            f"process {fabric.global_rank} is about to train {prepared.hash}, the first process {wanted}: give every "
+            f"host the same command, the same version and the same data"
+        )
+    found: dict[str, Any] | None = record
+    return found
 
 
 def _watching(
@@ -275,7 +302,9 @@ def _save(trainer: Trainer, prepared: Prepared, position: Position, signal_watch
 
 
 def _resume(trainer: Trainer, prepared: Prepared) -> Position:
-    state = checkpoint.load_newest(prepared.folder / LAST)
+    # from the first process, which alone writes it: hosts need not share a run folder
+    state = checkpoint.load_newest(prepared.folder / LAST) if trainer.fabric.is_global_zero else None
+    state = trainer.fabric.broadcast(state)
     if state is None:
         return Position().to(trainer.fabric.device)
     if state.get("hash") != prepared.hash or state.get("seed") != prepared.seed:
@@ -321,9 +350,12 @@ def _trainer(
     assert recipe.lr is not None
     assert recipe.weight_decay is not None
     net, plan = build(recipe, prepared.dataset, seed=prepared.seed)
+    _check_single_images(net, prepared, fabric.world_size)
     if recipe.channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
     net = net.to(fabric.device)
+    if recipe.sync_batch_norm and fabric.world_size > 1:
+        synchronize_batch_norm(net)
     if recompute:
         checkpoint_activations(net)
     if recipe.compile:
@@ -373,11 +405,27 @@ def _check_batches(prepared: Prepared, processes: int) -> None:
     assert prepared.recipe.batch_size is not None
     images, batch_size = len(prepared.dataset.train.labels), prepared.recipe.batch_size
     smallest = images % batch_size or batch_size
-    part = rank_slice(smallest, rank=0, processes=processes)
-    if part.stop == part.start:
+    accumulate = prepared.recipe.accumulate
+    if smallest < processes * accumulate:
+        parts = f"{processes} processes" + f" of {accumulate} parts" * (accumulate > 1)
         raise UsageError(
-            f"the last batch of an epoch has {smallest} of {images} images, too few for {processes} processes; "
-            f"choose another batch_size or limit"
+            f"the last batch of an epoch has {smallest} of {images} images, too few for {parts}; choose another "
+            f"batch_size or limit"
+        )
+
+
+def _check_single_images(net: nn.Module, prepared: Prepared, processes: int) -> None:
+    """Raise a UsageError where a step ends up with one image, in which a BatchNorm1d finds no variance."""
+    recipe, images = prepared.recipe, len(prepared.dataset.train.labels)
+    assert recipe.batch_size is not None
+    smallest = images % recipe.batch_size or recipe.batch_size
+    together = 1 if recipe.sync_batch_norm else processes
+    if smallest // (together * recipe.accumulate) > 1:
+        return
+    if any(isinstance(module, nn.BatchNorm1d) for module in net.modules()):
+        raise UsageError(
+            f"{recipe.model} normalizes vectors over the images of a step, and of the last {smallest} of {images} "
+            f"images one is left alone; choose another batch_size or limit" + ", or sync_batch_norm" * (processes > 1)
         )
 
 

@@ -1,6 +1,7 @@
 """Where a training gets its images from: data in memory, or photographs that are decoded while it runs."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -24,6 +25,7 @@ from mpelu.data import (
 )
 from mpelu.data import stream as streaming
 from mpelu.data.batches import epoch_order, generator, rank_slice, steps_per_epoch
+from mpelu.data.dataset import require_choice
 from mpelu.errors import UsageError
 from mpelu.train.recipe import Recipe
 
@@ -108,6 +110,7 @@ def data_of(
     if recipe.stream != "off":
         return _photographs(recipe, workers, on_progress)
     data = loaded or load(recipe.data, preprocess=recipe.preprocess, resize=recipe.resize, on_progress=on_progress)
+    _warn_of_classes(data.train.labels, recipe.limit)
     return data.limited(recipe.limit).centered(recipe.center, recipe.pixel_scale)
 
 
@@ -147,6 +150,7 @@ def _check_fields(recipe: Recipe) -> None:
     if recipe.stream == "off":
         if recipe.damaged == "skip":
             raise UsageError("damaged skip is for photographs that are streamed, and stream is off: leave one out")
+        require_choice(recipe.preprocess, recipe.center, recipe.pixel_scale)  # before the whitening takes its time
         return
     wrong = {
         "preprocess": recipe.preprocess != "none",
@@ -165,10 +169,24 @@ def _check_fields(recipe: Recipe) -> None:
         )
 
 
+def _warn_of_classes(labels: Tensor, limit: int | None) -> None:
+    """Warn where images lie in the order of their classes, and a limit takes those of the first ones only."""
+    kept = labels[:limit]
+    classes, left = len(set(labels.tolist())), len(set(kept.tolist()))
+    if left < classes and len(kept) >= 20 and bool((kept.diff() >= 0).all()):  # fewer can be in order by chance
+        warnings.warn(
+            f"the images lie in the order of their classes, and limit {limit} leaves images of {left} of the {classes} "
+            f"classes; leave it out, or give data in a mixed order",
+            stacklevel=4,
+        )
+
+
 def _photographs(recipe: Recipe, workers: int, on_progress: OnProgress | None) -> Photographs:
     assert recipe.stream != "off"
     view = View(resize=recipe.stream)
-    listed = find_photographs(recipe.data).limited(recipe.limit)
+    found = find_photographs(recipe.data)
+    _warn_of_classes(found.train.labels, recipe.limit)
+    listed = found.limited(recipe.limit)
     if recipe.center == "none" and recipe.pixel_scale == "raw":  # then no image need be looked at before
         return Photographs(listed, view, Normalization(torch.zeros(3, 1, 1), torch.ones(3, 1, 1)))
     survey = training_survey(listed, view, limit=recipe.limit, workers=workers, on_progress=on_progress)

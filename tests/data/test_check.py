@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mpelu.data import check, load
+from mpelu.data.check import CheckReport
 from mpelu.errors import DataError, UsageError
 
 
@@ -77,6 +78,13 @@ def test_at_most_twenty_are_named(parquet_folder, encode, random_pixels, write_p
     named = [text for heading, text in report.rows() if heading == "damaged item"]
     assert len(named) == 21
     assert named[-1] == "and 10 more"
+
+
+def test_many_classes_are_counted_and_not_named():
+    kinds = tuple(str(number) for number in range(101))
+    report = CheckReport("many", "", kinds, (3, 8, 8), (2,) * 100 + (5,), (1,) * 101, (0.5,) * 3, (0.1,) * 3, 0, ())
+    assert ("classes", "101, of each 2 to 5 train and 1 to 1 test") in report.rows()
+    assert not [heading for heading, _ in report.rows() if heading.startswith("class ")]
 
 
 def test_a_damaged_file_beside_a_whole_one(parquet_folder):

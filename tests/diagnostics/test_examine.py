@@ -137,14 +137,17 @@ def test_wrapped_models_have_the_names_of_what_is_inside():
 def test_distributed_models_send_nothing(tmp_path):
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
+    def check():  # what wraps the model must be gone before the group: else torch can wait for itself for ever
         model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
         x = normal(8, 8, dtype=torch.float32)
         wrapped = nn.parallel.DistributedDataParallel(model)
         assert diagnose(wrapped, x) == diagnose(model, x)
         wrapped(x).sum().backward()
         assert model[0].weight.grad is not None
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        check()
     finally:
         dist.destroy_process_group()
 

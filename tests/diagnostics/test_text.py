@@ -1,5 +1,6 @@
 """What a terminal, a figure and a page say about a diagnosis, for hand-made ones and for real ones."""
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -138,11 +139,21 @@ def test_an_activation_has_a_row_where_it_was_found_dead():
     assert re.search(r"^act2 .* 25 ", shown, re.M)
 
 
+def refuse(word: str) -> None:
+    raise AssertionError(f"{word} is no JSON")
+
+
+def test_a_layer_may_have_the_name_of_a_number():
+    named = made(2, name="NaN")
+    assert Diagnosis.from_json(named.to_json()) == named
+
+
 def test_numbers_that_are_not_finite_are_shown():
     diagnosis = made(2)
     broken = replace(diagnosis, records=(*diagnosis.records, weight(3, second_moment=math.nan, gradient_norm=math.inf)))
     assert re.search(r"^conv3 +nan .* inf ", table(broken, 100), re.M)
-    assert Diagnosis.from_json(broken.to_json()).records[-1].gradient_norm == math.inf
+    assert Diagnosis.from_json(broken.to_json()) == broken
+    json.loads(broken.to_json(), parse_constant=refuse)
     ET.fromstring(signal_figure(broken))
     nothing = [replace(record, second_moment=math.nan, gradient_norm=math.nan) for record in diagnosis.records]
     ET.fromstring(signal_figure(replace(diagnosis, records=tuple(nothing))))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mpelu.functional
+from mpelu.diagnostics import pictures
 from mpelu.diagnostics.distribution import Distribution, distribution_table, distributions
 from mpelu.diagnostics.linearization import (
     BOUNDS,
@@ -242,6 +243,15 @@ def test_views_are_shown_as_figures_and_text():
         assert all(len(line) <= 80 for line in shown.splitlines())
     line = Distribution("conv1", 1, 0.0, 1.0, (0.0,), (0.25,))
     assert "25.0 (50.0)" in distribution_table([line])
+
+
+def test_layers_that_were_chosen_stand_at_their_numbers(monkeypatch):
+    found = [Distribution(f"conv{number}", number, 0.0, 1.0, (0.0, 1.0), (0.5, 0.2)) for number in (1, 7, 27)]
+    drawn = []
+    monkeypatch.setattr(pictures, "svg_text", lambda figure, **_: drawn.append(figure) or "<svg/>")
+    distribution_figure(found)
+    lines = drawn[0].axes[0].lines
+    assert [list(line.get_xdata()) for line in lines] == [[1, 7, 27], [1, 7, 27]]
 
 
 def test_learned_parameters_are_shown_at_the_first_and_the_last_step():

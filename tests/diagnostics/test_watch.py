@@ -303,6 +303,9 @@ def test_numbers_that_are_not_finite_are_said(tmp_path):
     assert records[0]["1"].non_finite == 0.0
     assert records[0]["3"].non_finite == pytest.approx(1 / 16)
     assert math.isnan(records[0]["3"].second_moment)
+    (line,) = (tmp_path / "signal.jsonl").read_text().splitlines()
+    json.loads(line, parse_constant=pytest.fail)
+    assert Watched.from_dict(json.loads(line)) == records[0]
 
 
 def test_frozen_layers_and_integers_are_no_obstacle():
@@ -382,8 +385,8 @@ def test_a_model_compiled_in_place_is_refused():
 
 def test_under_ddp_names_are_those_of_the_model(tmp_path):
     """One process is enough for what the wrapper does to names and hooks."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
+
+    def check():  # what wraps the model must be gone before the group: else torch can wait for itself for ever
         alone, wrapped = Training("plain"), Training("plain")
         wrapped.model = nn.parallel.DistributedDataParallel(wrapped.model)
         with watch(alone.model) as expected, watch(wrapped.model) as found:
@@ -392,6 +395,10 @@ def test_under_ddp_names_are_those_of_the_model(tmp_path):
                 training.step()
         assert list(found) == list(expected)
         assert hooks(wrapped.model) == 0
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        check()
     finally:
         torch.distributed.destroy_process_group()
 

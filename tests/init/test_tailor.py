@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import mpelu
 from mpelu.errors import UsageError
@@ -282,3 +283,19 @@ def test_a_head_gain_that_is_none_is_refused(head_gain):
     with pytest.raises(UsageError, match="head_gain must be a number > 0"):
         tailor(model, torch.zeros(1, WIDTH), seed=0, head_gain=head_gain)
     assert isinstance(model[1], nn.Tanh)
+
+
+def test_units_whose_parameters_are_computed_are_refused_by_name():
+    class Exponential(nn.Module):
+        def forward(self, original: Tensor) -> Tensor:
+            return original.exp()
+
+        def right_inverse(self, value: Tensor) -> Tensor:
+            return value.log()
+
+    model = mpelus(3)
+    parametrize.register_parametrization(model[1], "beta", Exponential())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UsageError, match=r"1: a parametrization computes its parameters; tailor before"):
+        tailor(model, torch.zeros(1, WIDTH))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

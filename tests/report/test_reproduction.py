@@ -2,7 +2,7 @@ import pytest
 
 from mpelu.report.finding import Finding, Interval
 from mpelu.report.grid import Cell, Grid, Picture
-from mpelu.report.reproduction import PARTS, counts, counts_by_setting, has_numbers, headline, parts
+from mpelu.report.reproduction import PARTS, counts, counts_by_setting, has_numbers, headline, nearest_first, parts
 from mpelu.report.summary import Spread
 
 
@@ -65,6 +65,19 @@ def test_the_parts_hold_every_claim_once():
         "Against other networks": [52],
         "Others": [60],
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [("table7", ["imagenet", "imagenet-sample", "cifar10-x", "digits"]),
+     ("table9", ["imagenet", "cifar10-x", "imagenet-sample", "digits"])],
+)  # fmt: skip
+def test_tables_are_shown_on_images_like_the_paper_s_first(name, order):
+    views = [
+        Grid(name, "", (), (), scale, data)
+        for scale, data in (("cpu", "digits"), ("cpu", "cifar10-x"), ("cpu", "imagenet-sample"), ("paper", "imagenet"))
+    ]
+    assert [view.data for view in nearest_first(views)] == order
 
 
 def test_what_holds_numbers_of_ours():

@@ -43,6 +43,28 @@ def test_claim_26_counts_a_flat_run_as_one_that_fails():
     assert judged(26, flat).outcome == "confirmed"
 
 
+def test_claim_26_fails_if_prelu_converges_from_every_fan():
+    """Three of nine runs are then as claimed, which alone would say nothing."""
+
+    def prelu_learns(job):
+        return finished(job, 1.0) if job.recipe.activation == "prelu" else as_in_the_paper(job)
+
+    finding = judged(26, prelu_learns)
+    assert finding.outcome == "refuted"
+    assert [interval.estimate for interval in finding.intervals[:4]] == [1.0, pytest.approx(1 / 3), 1.0, 0.0]
+
+
+def test_a_verdict_at_a_small_scale_claims_no_more():
+    finding = judged(26, lambda job: finished(job, 1.0))
+    assert finding.evidence.endswith("Refuted at scale cpu on digits; the paper's own setting was not run.")
+    assert "learning rate" in finding.differs
+    assert "handwritten digits" in finding.differs
+    assert "own setting" not in judged(26, as_in_the_paper).evidence
+    at_full_scale = judged(26, lambda job: finished(job, 1.0), Setting("paper"))
+    assert at_full_scale.outcome == "refuted"
+    assert "own setting" not in at_full_scale.evidence
+
+
 def test_claim_26_rests_on_the_learning_rate_and_the_pixels_of_the_paper():
     def only_faster(job):
         return finished(job, 1.0) if job.recipe.lr == 0.01 else as_in_the_paper(job)
@@ -55,7 +77,7 @@ def test_claim_26_rests_on_the_learning_rate_and_the_pixels_of_the_paper():
 
 def test_claim_26_has_an_interval_for_every_cell():
     quantities = [interval.quantity for interval in judged(26, as_in_the_paper).intervals]
-    assert len(set(quantities)) == len(quantities) == 3 + 4 + len(converging.CELLS)
+    assert len(set(quantities)) == len(quantities) == 4 + 4 + len(converging.CELLS)
 
 
 @pytest.mark.parametrize("number", CLAIMS)
@@ -73,6 +95,7 @@ def test_claim_28_holds_if_relu_overflows_where_mpelu_learns():
     finding = judged(28, lambda job: diverged(job) if job.recipe.activation == "relu" else finished(job, 1.0))
     assert finding.outcome == "confirmed"
     assert "1e+04 to 1e+04" in finding.evidence
+    assert "ReLU 9 of 9, MPELU 0 of 9 at 2 times the paper's learning rate" in finding.evidence
 
 
 def test_claim_28_fails_if_relu_diverges_with_small_logits():
@@ -84,6 +107,20 @@ def test_claim_28_fails_if_relu_diverges_with_small_logits():
 
 def test_claim_28_fails_if_relu_never_diverges():
     assert judged(28, lambda job: finished(job, 1.0)).outcome == "refuted"
+
+
+def test_claim_28_fails_if_mpelu_diverges_oftener_where_relu_does_not():
+    """Where MPELU diverges apart from ReLU, the pairs in which ReLU does say nothing about it."""
+
+    def crossed(job):
+        cell = BY_JOB[key(job)]
+        falls = cell.rate == 4.0 and (cell.activation == "mpelu" or (cell.fan == "fan_in" and job.seed == 0))
+        return diverged(job) if falls and (cell.activation == "relu" or job.seed) else finished(job, 1.0)
+
+    finding = judged(28, crossed)
+    assert [interval.n for interval in finding.intervals[:3]] == [1, 1, 9]
+    assert finding.intervals[2].estimate == pytest.approx(1 / 9 - 6 / 9)
+    assert finding.outcome == "refuted"
 
 
 def test_the_largest_logit_is_that_of_the_whole_run():

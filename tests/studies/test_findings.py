@@ -9,6 +9,7 @@ from mpelu.report.finding import Finding
 from mpelu.report.grid import Grid, Picture
 from mpelu.studies import catalog
 from mpelu.studies.findings import belongs, keyed, reproduction, settings
+from mpelu.studies.jobs import key_of
 from mpelu.studies.study import Claim
 from tests.made_up import measured, records, study
 
@@ -63,6 +64,18 @@ def test_claims_rest_on_the_records_that_there_are(found, made_up):
     assert tested
     assert all(set(finding.runs) <= set(found.records) for finding in tested)
     assert len(found.records) == len(made_up)
+
+
+def test_a_verdict_says_how_many_runs_it_lacks(made_up, module):
+    complete = reproduction(made_up, exhibits=False).claims
+    tested = [number for number, claim in enumerate(complete) if claim.finding.outcome != "not run"]
+    whole = [number for number in tested if "missing" not in complete[number].finding.evidence]
+    assert whole, "a claim with all of its runs says nothing"
+    gone = complete[whole[0]].finding.runs[0]
+    rest = [record for record in made_up if key_of(record) != gone]
+    found = reproduction(rest, exhibits=False).claims[whole[0]].finding
+    assert found.outcome != "not run"
+    assert found.evidence.endswith("1 of 20 runs of this claim are missing here, so that more may change the verdict.")
 
 
 def test_tables_are_shown_at_the_settings_that_have_numbers(found):

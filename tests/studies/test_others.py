@@ -16,12 +16,24 @@ ALPHA_1 = others.nopre_arm(164, "cifar10", alpha="1")
 AS_SAID = {NOPRE: 5.0, LONGER: 4.5, ALPHA_1: 4.8, SHALLOW: 6.0, DEEP: 3.7}
 
 
-@pytest.mark.parametrize("number", [47, 48, 49])
-def test_the_order_of_the_paper_is_confirmed_and_the_contrary_refuted(number):
-    assert judged(CLAIMS[number], ends(AS_SAID)).outcome == "confirmed"
+@pytest.mark.parametrize(("number", "outcome"), [(47, "confirmed"), (48, "inconclusive"), (49, "confirmed")])
+def test_the_order_of_the_paper_is_confirmed_and_the_contrary_refuted(number, outcome):
+    """But for claim 48, which is about two data sets, of which a setting at scale cpu has one."""
+    assert judged(CLAIMS[number], ends(AS_SAID)).outcome == outcome
     contrary = {arm: 10.0 - error for arm, error in AS_SAID.items()}
     assert judged(CLAIMS[number], ends(contrary)).outcome == "refuted"
     assert judged(CLAIMS[number], ends({NOPRE: 5.0})).outcome == "not run"
+
+
+@pytest.mark.parametrize("number", [47, 48])
+def test_labels_at_scale_cpu_name_neither_the_depth_nor_the_data_of_the_paper(number):
+    found = judged(CLAIMS[number], ends(AS_SAID))
+    told = f"{found.evidence} {found.intervals[0].quantity}"
+    assert "nopre, longer recipe" in told
+    assert "164" not in told
+    assert "CIFAR" not in told
+    at_paper = CLAIMS[number].judge(results(CLAIMS[number].jobs(PAPER), lambda job: training(job, [5.0]), PAPER))
+    assert "nopre-164, longer recipe, CIFAR-100" in at_paper.evidence
 
 
 def test_at_scale_paper_both_data_sets_are_compared():
@@ -41,7 +53,8 @@ def test_the_data_set_decides_which_way_alpha_is_to_work():
     (contest,) = others.alpha_contests(on_100)
     assert "alpha 1" in contest.better.label
     found = judged(CLAIMS[48], ends({contest.worse: 5.0, contest.better: 4.0}, on_100), on_100)
-    assert found.outcome == "confirmed"
+    assert found.outcome == "inconclusive"
+    assert found.intervals[0].low > 0, "the half that is tested holds"
     assert "alpha 1" in others.alpha_contests(CPU)[0].worse.label
 
 

@@ -152,7 +152,7 @@ def test_figure_3_is_one_drawing(make):
     picture = EXHIBITS["figure3"].show(results(EXHIBITS["figure3"].jobs(DIGITS), make))
     assert picture.svg.startswith("<svg")
     assert picture.svg.count("<svg") == 1
-    named = set(re.findall(r"\d+-layer MPELU with(?:out)? BN, (?:Eq. 22|Gaussian)", picture.svg))
+    named = set(re.findall(r"\d+-layer MPELU with(?:out)? BN from (?:Eq. 22|Gaussian)", picture.svg))
     assert len(named) == (5 if picture.runs else 0)
 
 

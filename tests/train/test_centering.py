@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from mpelu.data import load
 from mpelu.errors import UsageError
 from mpelu.train.evaluation import evaluate, load_trained
+from mpelu.train.recipe import Recipe
 from mpelu.train.run import prepare, run
-from mpelu.train.supply import examples_of, first_batch, other_data, supply_of
+from mpelu.train.supply import data_of, examples_of, first_batch, other_data, supply_of
 
 CPU = torch.device("cpu")
 
@@ -75,3 +77,28 @@ def test_a_supply_goes_on_at_any_step(small, tmp_path):
 def test_skipping_is_for_streams(small, tmp_path):
     with pytest.raises(UsageError, match=r"damaged skip .* stream is off"):
         prepare(replace(small, damaged="skip"), seed=1, runs=tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"center": "image"}, {"pixel_scale": "raw"}])
+def test_whitened_images_are_refused_before_they_are_whitened(small, tmp_path, monkeypatch, change):
+    monkeypatch.setattr("mpelu.train.supply.load", None)
+    with pytest.raises(UsageError, match="preprocess gcn_zca centres and scales the images itself"):
+        prepare(replace(small, preprocess="gcn_zca", **change), seed=1, runs=tmp_path)
+
+
+def write_classes(folder, count):
+    for split in ("train", "test"):
+        for label in range(3):
+            place = folder / split / str(label)
+            place.mkdir(parents=True)
+            for number in range(count):
+                Image.new("L", (16, 16), 80 * label + number).save(place / f"{number}.png")
+    return folder
+
+
+def test_a_limit_that_leaves_out_classes_is_warned_of(tmp_path):
+    folder = str(write_classes(tmp_path / "made-up", 12))
+    with pytest.warns(UserWarning, match="limit 24 leaves images of 2 of the 3 classes"):
+        data_of(Recipe(data=folder, limit=24))
+    for limit in (None, 25):
+        data_of(Recipe(data=folder, limit=limit))

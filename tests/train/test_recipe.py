@@ -10,6 +10,7 @@ CHANGED = {
     "model": "nopre11", "activation": "elu", "alpha": 0.5, "beta": 2.0, "width": 8, "batch_norm": True, "dropout": 0.5,
     "model_options": {"shortcut": "B"}, "layer_std": {"fc.*": 0.1}, "layer_lr": {"fc.*": 0.1}, "preprocess": "gcn_zca",
     "resize": 8, "center": "none", "pixel_scale": "raw", "stream": "squash", "damaged": "skip",
+    "accumulate": 2, "sync_batch_norm": True,
     "init": "msra", "init_mode": "average", "init_std": 0.02, "limit": 10, "augment": "crop28", "epochs": 3,
     "batch_size": 7, "lr": 0.3, "schedule": "cosine", "milestones": (0.5,), "warmup_epochs": 1, "warmup_lr": 0.02,
     "momentum": 0.8, "nesterov": True, "weight_decay": 0.1, "alpha_beta_lr": 1.0, "alpha_beta_weight_decay": 10.0,
@@ -53,6 +54,7 @@ def test_resolve_leaves_nothing_of_the_family_open_and_keeps_what_was_given():
     ("name", "value"),
     [
         ("lr", 0.0), ("lr", float("nan")), ("lr", float("inf")), ("epochs", 0), ("batch_size", -1), ("beta", 0.0),
+        ("accumulate", 0),
         ("dropout", 1.0), ("momentum", 1.0), ("milestones", (0.6, 0.4)), ("milestones", (1.5,)), ("weight_decay", -1.0),
         ("alpha", float("nan")), ("limit", 0), ("resize", 0), ("clip_norm", -1.0), ("warmup_epochs", -1),
         ("layer_std", {"fc.weight": -1.0}), ("layer_lr", {"fc.weight": float("nan")}),
