@@ -48,10 +48,9 @@ class Row:
 
 def setting() -> dict[str, str | int]:
     """Return what every row of this process depends on."""
-    module = cpu.compiled()
     return {
         "machine": f"{processor()}, {os.cpu_count()} CPUs",
-        "isa": os.environ.get("MPELU_ISA") or (module.instruction_sets()[-1] if module else "none"),
+        "isa": cpu.instruction_set() or "none",
         "threads": torch.get_num_threads(),
         "allocator": "steady" if os.environ.get("MALLOC_MMAP_THRESHOLD_") else "default",
         "torch": torch.__version__,

@@ -47,6 +47,12 @@ def compiled() -> ModuleType | None:
     return module
 
 
+def instruction_set() -> str | None:
+    """Return the name of the instructions that compute MPELU on this CPU, None without the compiled module."""
+    module = compiled()
+    return None if module is None else os.environ.get("MPELU_ISA") or module.instruction_sets()[-1]
+
+
 def supports(x: Tensor) -> bool:
     """Return whether there are kernels for a plain tensor like this one."""
     return x.dtype in _DTYPES and x.numel() > 0 and compiled() is not None

@@ -43,7 +43,7 @@ type. With fewer it reads plane by plane, an element at a time, in 57 instructio
 """
 
 _PROPAGATE = tl.constexpr(tl.PropagateNan.ALL)
-_LARGEST = tl.constexpr(3.40282347e38)
+_LARGEST = tl.constexpr((2 - 2**-23) * 2.0**127)  # anything above is a float64 to Triton 3.7
 _ROUNDER = tl.constexpr(1.5 * 2**23)  # t + rounder - rounder is t rounded to an integer
 _LOG2_E, _LOG2_E_TAIL = tl.constexpr(1.44269502), tl.constexpr(1.92596303e-08)
 _LN2 = tl.constexpr(0.693147182)

@@ -464,6 +464,7 @@ def test_environment_chooses_the_instruction_set(monkeypatch, name):
     monkeypatch.setenv("MPELU_ISA", name)
     cpu.compiled.__wrapped__()
     assert used == [name]
+    assert cpu.instruction_set() == name
 
 
 def test_unknown_instruction_set(monkeypatch):

@@ -219,6 +219,7 @@ def test_works_without_the_compiled_part_and_warns_once(monkeypatch):
             MPELU(3)(torch.randn(4, 3))
         y = MPELU(3)(torch.randn(4, 3))  # a second warning would be an error
         assert node_name(y) == "ReferenceBackward"
+        assert cpu.instruction_set() is None
     finally:
         cpu.compiled.cache_clear()
 
