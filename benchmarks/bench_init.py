@@ -7,6 +7,7 @@ seeds of |log10(q_last / q_first)| is at most 0.1, and the backward signal where
 
     python benchmarks/bench_init.py --network conv --depth 100 --seeds 5 --csv results/init.csv
     python benchmarks/bench_init.py --table results/init.csv
+    python benchmarks/bench_init.py --table results/init.csv --decades linear 50
 """
 
 import argparse
@@ -238,6 +239,31 @@ def _cell(rows: list[dict[str, str]], network: str, depth: int, method: str) -> 
     return f"{forward} / {backward} / {both} of {len(names)}"
 
 
+def decades(rows: list[dict[str, str]], network: str, depth: str) -> str:
+    """Return the markdown table of one net: medians over seeds of both logarithms, by method and activation."""
+    here = [row for row in rows if (row["network"], row["depth"]) == (network, depth)]
+    names = [name for name in ACTIVATIONS if any(row["activation"] == name for row in here)]
+    lines = ["| method | " + " | ".join(names) + " | CPU s |", "| --- |" + " ---: |" * (len(names) + 1)]
+    for method in METHODS:
+        of = [row for row in here if row["method"] == method]
+        if of:
+            cells = [_both([row for row in of if row["activation"] == name]) for name in names]
+            seconds = statistics.median(float(row["cpu_seconds"]) for row in of if row["cpu_seconds"])
+            lines.append("| " + " | ".join([method, *cells, f"{seconds:.2g}"]) + " |")
+    return "\n".join(lines)
+
+
+def _both(runs: list[dict[str, str]]) -> str:
+    """Return forward / backward in decades; a dash where the method does not cover the activation."""
+    if not all(row["forward"] and row["backward"] for row in runs):
+        return "–"
+    return " / ".join(_signed(statistics.median(float(row[name]) for row in runs)) for name in ("forward", "backward"))
+
+
+def _signed(decade: float) -> str:
+    return f"{decade:+.1f}".replace("-0.0", "0.0").replace("+0.0", "0.0")
+
+
 def _median_size(runs: list[dict[str, str]], column: str) -> float:
     sizes = [abs(float(row[column])) if row[column] else math.inf for row in runs]
     return statistics.median(math.inf if math.isnan(size) else size for size in sizes)
@@ -252,14 +278,16 @@ def main() -> None:
     parser.add_argument("--activation", nargs="+", choices=list(ACTIVATIONS), default=list(ACTIVATIONS))
     parser.add_argument("--csv", type=Path, help="append the rows to this file; what it has already is not repeated")
     parser.add_argument("--table", type=Path, help="only print the table of a CSV file")
+    parser.add_argument("--decades", nargs=2, metavar=("NETWORK", "DEPTH"), help="of that file: one net, in decades")
     options = parser.parse_args()
     if options.table:
         with options.table.open(newline="", encoding="utf-8") as file:
-            print(table(list(csv.DictReader(file))))
+            rows = list(csv.DictReader(file))
+        print(decades(rows, *options.decades) if options.decades else table(rows))
         return
     torch.set_num_threads(1)
     known = _known(options.csv)
-    rows: list[dict[str, str]] = []
+    rows = []
     for depth in options.depth:
         for method in options.method:
             for activation in options.activation:

@@ -54,9 +54,9 @@ def diagnose(
             entries.
         predict: Whether mean field is asked.
 
-    The random projection is <r, y> / (N sqrt(d)) for N examples with outputs of d entries, r from N(0, 1). It exists
-    for outputs of any shape, and the gradient that it sends back has the norm 1 / sqrt(N) for each output, as that of
-    cross entropy about has, whatever the weights are: what is measured is the network alone.
+    The random projection is ``<r, y> / (N sqrt(d))`` for N examples with outputs of d entries, r from N(0, 1). It
+    exists for outputs of any shape, and the gradient that it sends back has the norm 1 / sqrt(N) for each output, as
+    that of cross entropy about has, whatever the weights are: what is measured is the network alone.
 
     Raises:
         UsageError: If the model has no values, does not accept the example, or the loss is no scalar.
@@ -166,7 +166,7 @@ def _only(output: Any) -> Tensor:
 
 
 def projection(output: Any, seed: int) -> Tensor:
-    """Return <r, y> / (N sqrt(d)), r from N(0, 1), added up over the outputs; see :func:`diagnose`.
+    """Return ``<r, y> / (N sqrt(d))``, r from N(0, 1), added up over the outputs; see :func:`diagnose`.
 
     Raises:
         UsageError: If there is no output of floating point numbers.

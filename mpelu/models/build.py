@@ -14,8 +14,10 @@ from mpelu.models.activations import activation_factory
 from mpelu.models.catalog import FAMILIES, Costs, costs, create_model, parse_name
 from mpelu.models.factory import load_factory
 
-OWN, TIMM = "own", "timm"
-"""Families of networks that are not in the catalog."""
+OWN = "own"
+"""The family of networks that a function of the user's builds, ``module:function`` or ``file.py:function``."""
+TIMM = "timm"
+"""The family of networks that timm builds."""
 
 
 def family_of(name: str) -> str:

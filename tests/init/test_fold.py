@@ -300,7 +300,12 @@ def test_folding_twice_changes_nothing_more():
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_deep_net_in_float32():
+@pytest.mark.parametrize(
+    ("activation", "tolerance"),
+    # a hundred roundings of 6e-8, magnified by s |d| = 4.7 and 11, add up like a random walk: 3e-6 and 7e-6; 3 of them
+    [(nn.GELU, 1e-5), (nn.Tanh, 2e-5), (nn.Softplus, 2e-5)],
+)
+def test_a_deep_net_in_float32(activation, tolerance):
     depth, width = 100, 32
     generator = torch.Generator().manual_seed(0)
     layers: list[nn.Module] = []
@@ -308,13 +313,15 @@ def test_a_deep_net_in_float32():
         layer = nn.Linear(width, width)
         nn.init.orthogonal_(layer.weight, generator=generator)
         nn.init.zeros_(layer.bias)
-        layers += [layer, tailored(nn.GELU(), depth)]
+        layers += [layer, tailored(activation(), depth)]
     model = nn.Sequential(*layers, nn.Linear(width, 10))
     x = normal(64, width, dtype=torch.float32)
     expected = output(copy.deepcopy(model).double(), x.double(), training=False)
     assert fold(model, x).complete
-    # a hundred roundings of 6e-8, magnified by s |d| = 4.7, add up like a random walk: 3e-6, of which 3 are allowed
-    assert (output(model, x, training=False) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (output(model, x, training=False) - expected).abs().max() <= tolerance * expected.abs().max()
+    # most of it comes from the sums of the layers: the folded numbers themselves are closer, whatever the activation
+    exactly = output(model.double(), x.double(), training=False)
+    assert (exactly - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_mpelu_takes_the_scales_so_that_the_weights_keep_their_size():
