@@ -1,10 +1,12 @@
 """The command line: arguments in, text and exit codes out. Torch is imported only by the commands that need it.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 or 143 stopped by SIGINT or SIGTERM with the state saved.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 or 143 stopped by SIGINT or SIGTERM with the state saved, 141 nobody
+reads the output any more (``mpelu ... | head -1``).
 """
 
 import dataclasses
 import difflib
+import io
 import os
 import re
 import sys
@@ -30,9 +32,24 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002
         text = self._value_error(message) or " ".join(message.split())
-        hint = "" if text.startswith("--") else _suggestion(text, self._names())
-        sys.stderr.write(f"mpelu: error: {text}{hint} (see '{self.prog.replace(' [options]', '')} --help')\n")
+        prog = self.prog.replace(" [options]", "")
+        missing = re.search(r"required: (\w+)\.(\w+)", text)  # it names the option of a command as export.out
+        absent = re.search(r'"config": File does not exist: (.+)', text)
+        if missing:
+            prog = f"mpelu {missing[1]}"
+            text = f"'{prog}' needs {self._spelled(*missing.groups())}, which was not given"
+        elif absent:
+            text = f"--config {absent[1]} does not exist"
+        hint = "" if missing or text.startswith("--") else _suggestion(text, self._names())
+        sys.stderr.write(f"mpelu: error: {text}{hint} (see '{prog} --help')\n")
         sys.exit(2)
+
+    def _spelled(self, command: str, name: str) -> str:
+        """Return an argument of a command as it is written: NAMES, or --out."""
+        commands = self._subcommands_action
+        actions = commands._name_parser_map[command]._actions if commands else []
+        options = [option for action in actions if action.dest == name for option in action.option_strings]
+        return options[0] if options else name.upper()
 
     def _value_error(self, message: str) -> str | None:
         """Say what an option wants and what it got, from the parser's longer words for it."""
@@ -90,9 +107,21 @@ def parser(train: Mapping[str, Any] | None = None) -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    try:
+        return _main(sys.argv[1:] if argv is None else argv)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would try again to write
+        return 141
+    except KeyboardInterrupt:
+        sys.stderr.write("mpelu: stopped; run the same command to continue\n")
+        return 130
+
+
+def _main(argv: Sequence[str]) -> int:
+    _print_anywhere()
     # torch's own switch: huge pages for CPU tensors, which spares a training step a quarter of its time in page faults
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    words = [_spelled(word) for word in (sys.argv[1:] if argv is None else argv)]
+    words = [_spelled(word) for word in argv]
     words = _with_values(words)
     given = parser().parse_args([word for word in words if not word.startswith("--print_config")], defaults=False)
     warnings.showwarning = _show_warning  # type: ignore[assignment]  # one line, whatever it is given
@@ -102,15 +131,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         defaults = _defaults(options) if given.command == "train" else None
         options = parser(defaults).parse_args(words)[given.command]
         return command(options)
+    except BrokenPipeError:
+        raise
     except (MpeluError, OSError) as error:
         if options.get("verbose"):
             traceback.print_exc()
         code = _exit_code(error)
         sys.stderr.write(f"mpelu: {'error: ' if code <= 2 else ''}{_one_line(error)}\n")
         return code
-    except KeyboardInterrupt:
-        sys.stderr.write("mpelu: stopped; run the same command to continue\n")
-        return 130
+
+
+def _print_anywhere() -> None:
+    """Show a question mark for what a terminal without UTF-8 cannot show, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="replace")
 
 
 def _exit_code(error: Exception) -> int:
@@ -518,7 +553,7 @@ def _reproduce(options: Namespace) -> int:
     request = _request(options)
     plan = reproduce.plan(request)
     if options.dry_run:
-        _print_plan(plan, reproduce.recorded(request), request, as_json=options.json)
+        _print_plan(plan, reproduce.recorded(request), request, budget=options.budget, as_json=options.json)
         return 0
     store = reproduce.open_store(request, plan)
     recorded = [name for name in plan.jobs if name in store.records]
@@ -529,9 +564,12 @@ def _reproduce(options: Namespace) -> int:
         board = _run_plan(plan, store, request, started=started, as_json=options.json)
         failed = {line.name: line.reason for line in board.named("failed").values()}
     wall_seconds = time.monotonic() - started
-    _print_outcome(plan, store.records, recorded, failed, as_json=options.json, wall_seconds=wall_seconds)
+    found = reproduce.answers(plan, store.records)
+    _print_outcome(plan, found, store.records, recorded, failed, as_json=options.json, wall_seconds=wall_seconds)
+    for error in found.broken.values() if options.verbose else ():
+        traceback.print_exception(error)
     complete = request.budget_seconds is not None or all(name in store.records for name in plan.jobs)
-    return 0 if complete and not failed else 1
+    return 0 if complete and not failed and not found.broken else 1
 
 
 def _launch(request: Any, options: Namespace) -> dict[str, str]:
@@ -572,22 +610,24 @@ def _request(options: Namespace) -> Any:
     )
 
 
-def _print_plan(plan: Any, records: Any, request: Any, *, as_json: bool) -> None:
+def _print_plan(plan: Any, records: Any, request: Any, *, budget: str | None, as_json: bool) -> None:
     from rich.table import Table
 
     from mpelu.recipes.duration import in_words
     from mpelu.studies import reproduce
 
-    rows = reproduce.costs(plan, records)
+    rows, fits = reproduce.costs(plan, records), reproduce.chosen(plan, records, request)
     if as_json:
         for item, missing, seconds in rows:
-            _print_json({"name": item.name, "jobs": len(item.keys), "missing": missing, "cpu_seconds": seconds})
+            told = {} if budget is None else {"fits": item.name in fits}
+            _print_json({"name": item.name, "jobs": len(item.keys), "missing": missing, "cpu_seconds": seconds, **told})
         return
     titles = {item.name: getattr(item, "statement", None) or item.title for item in plan.items}
-    table = Table("name", "jobs", "to run", "CPU time", "what it is")
+    table = Table("name", "jobs", "to run", "CPU time", *([] if budget is None else [f"fits {budget}"]), "what it is")
     for item, missing, seconds in rows:
         cost = in_words(seconds) if missing else ""
-        table.add_row(item.name, str(len(item.keys)), str(missing), cost, titles[item.name])
+        fit = [] if budget is None else ["yes" if item.name in fits else "no"]
+        table.add_row(item.name, str(len(item.keys)), str(missing), cost, *fit, titles[item.name])
     _console().print(table)
     missing_jobs = [name for name in plan.jobs if name not in records]
     total = sum(plan.seconds[name] for name in missing_jobs)
@@ -595,6 +635,21 @@ def _print_plan(plan: Any, records: Any, request: Any, *, as_json: bool) -> None
         f"{len(missing_jobs)} of {len(plan.jobs)} jobs to run: {in_words(total)} of CPU time, about "
         f"{in_words(total / request.workers)} with {request.workers} workers"
     )
+    if budget is not None:
+        first = {name for item, _, _ in rows if item.name in fits for name in item.keys}.difference(records)
+        cost, left = (
+            sum(plan.seconds[name] for name in first),
+            [item.name for item, *_ in rows if item.name not in fits],
+        )
+        _print_line(
+            f"{budget} with {request.workers} workers: {len(fits)} of {len(rows)} fit, {len(first)} jobs, "
+            f"{in_words(cost)} of CPU time. "
+            + (
+                f"Not: {', '.join(left)}; single jobs of these fill what time is left"
+                if left
+                else "Nothing is left out"
+            )
+        )
 
 
 def _run_plan(plan: Any, store: Any, request: Any, *, started: float, as_json: bool) -> Any:
@@ -660,33 +715,41 @@ def _board_table(board: Any) -> Any:
 
 
 def _print_outcome(
-    plan: Any, records: Any, recorded: list[str], failed: dict[str, str], *, as_json: bool, wall_seconds: float
+    plan: Any,
+    found: Any,
+    records: Any,
+    recorded: list[str],
+    failed: dict[str, str],
+    *,
+    as_json: bool,
+    wall_seconds: float,
 ) -> None:
     from mpelu.recipes.duration import in_words
     from mpelu.studies import reproduce
 
-    findings = reproduce.findings(plan, records)
-    exhibits = reproduce.exhibits(plan, records)
+    broken = {name: f"{type(error).__name__}: {_one_line(error)}" for name, error in found.broken.items()}
     incomplete = reproduce.left_out(plan, records)
     done = sum(name in records for name in plan.jobs) - len(recorded)
     if as_json:
         _print_json(
             {
                 "event": "result",
-                "findings": [dataclasses.asdict(finding) for finding in findings],
-                "exhibits": [dataclasses.asdict(exhibit) for exhibit in exhibits],
+                "findings": [dataclasses.asdict(finding) for finding in found.findings],
+                "exhibits": [dataclasses.asdict(exhibit) for exhibit in found.exhibits],
                 "recorded": len(recorded),
                 "done": done,
                 "failed": failed,
+                "broken": broken,
                 "incomplete": [{"name": name, "recorded": done, "jobs": jobs} for name, done, jobs in incomplete],
                 "wall_seconds": wall_seconds,
             }
         )
         return
     console = _console()
-    for exhibit in exhibits:
+    for exhibit in found.exhibits:
         console.print(_exhibit(exhibit), soft_wrap=isinstance(exhibit, str))
-    lines = [line for finding in findings for line in _finding_lines(finding)]
+    lines = [line for finding in found.findings for line in _finding_lines(finding)]
+    lines += [f"{name}: its records cannot be judged ({reason}); -v shows where" for name, reason in broken.items()]
     lines += [f"incomplete: {name} has {done} of {jobs} jobs" for name, done, jobs in incomplete]
     lines += [f"failed: {name}: {reason}" for name, reason in failed.items()]
     for line in lines:
@@ -740,7 +803,7 @@ def _finding_lines(finding: Any) -> Iterator[str]:
             f"n = {interval.n}, {interval.method}"
         )
     if finding.differs:
-        yield f"  {finding.differs}"
+        yield f"  differs from the paper: {finding.differs}"
 
 
 # mpelu evaluate
@@ -1298,7 +1361,7 @@ def _report(options: Namespace) -> int:
 
     if options.study is not None and options.only is not None:
         raise UsageError(f"--only {options.only} is about the paper, --study {options.study} is not: give one of them")
-    records = [record for record in find_results(options.runs) if options.study in (None, record["study"])]
+    records = [record for record in find_results(options.runs) if options.study in (None, record.get("study"))]
     if not records:
         raise MpeluError(f"no finished run of study {options.study!r}; leave out --study to see them all")
     if options.json:
@@ -1354,15 +1417,14 @@ def _report_runs(given: Sequence[dict[str, Any]], options: Namespace) -> int:
     records = [record for record in given if not is_measurement(record)]
     if not records:
         raise MpeluError("there is no training among these records, only measurements; leave out --study")
-    signals = find_signals(options.runs, records)
+    summaries, signals = summarize(records), find_signals(options.runs, records)
     if options.markdown:
-        _print_line(markdown_table(summarize(records)))
+        _print_line(markdown_table(summaries))
     elif not options.json:
-        _console().print(results_table(summarize(records)))
+        _console().print(results_table(summaries))
         if signals:
             _console().print(signal_table(signals))
     if options.figures is not None:
-        summaries = summarize(records)
         _write_text(options.figures / "train-loss.svg", standalone(loss_curves(summaries)))
         _write_text(options.figures / "test-error.svg", standalone(error_curves(summaries)))
         for signal in signals:

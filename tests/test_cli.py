@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -60,7 +61,8 @@ def mpelu(*words: str) -> int:
         ("train --limit 5000", 2, "from 1 to 1500"),
         ("train --device tpu", 2, "--device must be auto, cpu or cuda, got 'tpu'"),
         ("train --threads 0", 2, "--threads must be at least 1, got 0"),
-        ("train --config nowhere.yaml", 2, "nowhere.yaml"),
+        ("train --config nowhere.yaml", 2, "--config '.*nowhere.yaml' does not exist"),
+        ("reproduce", 2, "'mpelu reproduce' needs NAMES, which was not given .see 'mpelu reproduce --help'"),
         ("evaluate nowhere", 1, "nowhere is not a run folder"),
         ("report nowhere", 1, "no folder nowhere"),
         ("data check", 2, "needs a name or a folder"),
@@ -84,6 +86,43 @@ def test_wrong_input_is_one_line_that_says_what_to_do(words, code, message, caps
 
     assert re.search(message, line), line
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[1, 2]", r"records.jsonl, record 1: wanted an object .*, got \[1, 2\]"),
+        ("{}", "must have schema 1, got None"),
+        ('{"schema": 1, "kind": "measurement"}', "lacks function, options"),
+        ('{"schema": 1', "is not a file of JSON lines"),
+        ("", "no finished run in records.jsonl"),
+    ],
+)
+def test_damaged_records_are_one_line(line, message, capsys):
+    Path("records.jsonl").write_text(f"{line}\n")
+    assert mpelu("report", "records.jsonl") == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, told), told
+
+
+def test_a_terminal_without_utf_8_gets_question_marks():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mpelu", "recipes", "--markdown"], capture_output=True, env=environment
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"?" in done.stdout
+
+
+def test_a_closed_pipe_ends_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-m", "mpelu", "recipes", "--json"]
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_traceback_only_with_verbose(capsys):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mpelu.deploy.predicting import open_network
 from mpelu.deploy.pretrained import CONFIG, WEIGHTS
-from mpelu.errors import UsageError
+from mpelu.errors import DataError, UsageError
 from mpelu.train import evaluation
 from mpelu.train.evaluation import Evaluation, Trained
 from mpelu.train.supply import other_data
@@ -28,6 +28,10 @@ def evaluate(
         DataError: If the folder holds no network, or images cannot be read.
         CheckpointError: If the checkpoint of a run is damaged.
     """
+    if workers < 0:
+        raise UsageError(f"--workers must be at least 0, got {workers}")
+    if source.is_file() and source.name != WEIGHTS:
+        raise DataError(f"{source} is a file; give the folder of a run, or one that 'mpelu export' wrote")
     if not (source / CONFIG).is_file() and source.name != WEIGHTS:
         return evaluation.evaluate(source, weights=weights or "last", data=data, workers=workers)
     network = open_network(str(source), weights=weights, model=model)

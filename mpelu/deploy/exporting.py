@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mpelu.deploy.config import to_config
 from mpelu.deploy.images import inputs
-from mpelu.deploy.network import Description, Network, folded
+from mpelu.deploy.network import RUN_CONFIG, Description, Network, folded
 from mpelu.deploy.pretrained import WEIGHTS, digest, load, write
 from mpelu.errors import MpeluError, UsageError
 from mpelu.init import FoldReport
@@ -94,6 +94,8 @@ def _write_safetensors(network: Network, path: Path) -> tuple[int, float, str]:
         raise UsageError(
             f"{path} is a file, and safetensors is a folder with weights, config and card; give another name"
         )
+    if (path / RUN_CONFIG).is_file():
+        raise UsageError(f"{path} is the folder of a run, which would no longer be read as one; give another name")
     write(network, path)
     size = (path / WEIGHTS).stat().st_size
     if ":" in network.description.recipe.model:  # to build it again would need the code of its author

@@ -39,6 +39,7 @@ def sources(names: Sequence[str], *, listed: str | None = None) -> Iterator[str]
 
     Raises:
         UsageError: If there is no name, a folder or pattern has no image, or stdin is to be two things.
+        DataError: If the list cannot be read.
     """
     if listed == STDIN and STDIN in names:
         raise UsageError("stdin can be one image (-) or a list of paths (--list -), not both")
@@ -47,8 +48,16 @@ def sources(names: Sequence[str], *, listed: str | None = None) -> Iterator[str]
     for name in names:
         yield from _of_name(name)
     if listed is not None:
-        lines = sys.stdin if listed == STDIN else Path(listed).read_text().splitlines()
+        lines = sys.stdin if listed == STDIN else _lines_of(Path(listed))
         yield from (line.rstrip("\r\n") for line in lines if line.strip())
+
+
+def _lines_of(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror or "") if isinstance(error, OSError) else "it is no text"
+        raise DataError(f"cannot read --list {path} ({reason}); give a text file with a path on each line") from error
 
 
 def _of_name(name: str) -> Iterator[str]:

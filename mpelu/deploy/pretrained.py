@@ -276,6 +276,8 @@ def _folder(source: str | Path, revision: str | None, token: str | None) -> Path
             )
         return place
     name = str(source)
+    if place.is_file():
+        raise DataError(f"{name} is a file; give the folder of a run, or one that 'mpelu export' wrote")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/")):
         raise DataError(f"there is no folder {name}; give one that 'mpelu export' wrote, or owner/name on the Hub")
     return _from_hub(name, revision, token)

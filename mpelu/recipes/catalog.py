@@ -13,6 +13,8 @@ from mpelu.train.recipe import Recipe
 
 MODULES: tuple[str, ...] = ("nin", "imagenet15", "imagenet30", "resnet", "nonbottleneck", "bottleneck", "nopre")
 """Modules of :mod:`mpelu.recipes`; each holds ``ROWS``."""
+DRAWN = {"fig4a": "resnet", "fig4b": "nonbottleneck", "fig4c": "preact", "fig4d": "preact", "fig5d": "nopre"}
+"""Blocks of Figures 4 and 5 that have a name of their own here."""
 
 
 def rows() -> tuple[Row, ...]:
@@ -36,9 +38,23 @@ def row(name: str) -> Row:
     known = {each.name: each for each in rows()}
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    close = closest(name)
+    hint = f"; did you mean {close}?" if close else ""
     raise UsageError(f"there is no recipe {name!r}{hint}; 'mpelu recipes' lists them")
+
+
+def closest(name: str) -> str | None:
+    """Return the recipe that was probably meant, None if nothing is near.
+
+    Example:
+        >>> closest("fig5d164"), closest("nopre164-mpleu"), closest("teapot")
+        ('nopre164-mpelu', 'nopre164-mpelu', None)
+    """
+    spelled = DRAWN.get(name[:5], name[:5]) + name[5:]
+    names = [each.name for each in rows()]
+    begun = [each for each in names if len(spelled) >= len("nin") and each.startswith(spelled)]
+    begun.sort(key=lambda each: ("mpelu" not in each, len(each)))
+    return next(iter(begun or difflib.get_close_matches(spelled, names, n=1)), None)
 
 
 def recipe(

@@ -25,51 +25,23 @@ import math
 from dataclasses import replace
 from typing import Any, Literal
 
+from mpelu.recipes.imagenet import BIASES, COMMON, SHORT, SHORTENED
 from mpelu.recipes.row import Row, Target
 from mpelu.train.recipe import Recipe
 
 Start = Literal["gaussian", "msra", "eq22", "lsuv"]
 
-PAPER = Recipe(
-    model="imagenet15",
-    batch_norm=True,
-    init_std=0.01,
-    data="imagenet",
-    center="image",
-    pixel_scale="raw",
-    stream="squash",
-    augment="none",  # crops and flips are those of the stream
-    epochs=38,  # 750,000 steps are 37.5
-    batch_size=64,
-    lr=0.01,
-    schedule="step",
-    milestones=(100 / 750, 600 / 750),
-    momentum=0.9,
-    weight_decay=5e-4,
-    alpha_beta_lr=5.0,
-    alpha_beta_weight_decay=0.0,
-)
-BIASES = {"bias_lr": 2.0, "bias_weight_decay": 0.0}
+PAPER = Recipe(model="imagenet15", batch_norm=True, init_std=0.01, **COMMON)
 GAUSSIAN = {"fc1.weight": 0.005, "fc2.weight": 0.005}
 OTHER = {"fc1.weight": 0.01, "fc2.weight": 0.01, "fc3.weight": 0.01}
 OTHER_PRELU = OTHER | {"fc3.weight": 0.001}
 FAN_IN, FAN_OUT = 3 * 7 * 7, 64 * 7 * 7
 """Of the first convolution."""
 
-CPU: dict[str, Any] = {
-    "model": "plain15",
-    "width": 16,
-    "resize": 16,
-    "limit": 5000,
-    "stream": "off",
-    "epochs": 8,
-    "batch_size": 32,
-    "milestones": (0.8,),
-}
+CPU = {**SHORT, "model": "plain15", "batch_size": 32}
 CPU_DECAY = 10.0
 FACTORS = (
-    "width 64 to 256 and 4096 down to 16 and 128",
-    "images 224 down to 16 pixels, 1.28 million of them down to 5,000, without crops and flips",
+    *SHORTENED,
     "38 epochs down to 8, batch 64 to 32, first drop of the learning rate left out",
     "the stem 7x7 with stride and pooling to 3x3 without",
     "decay of alpha and beta, where there is one, from that of the weights to 10 times as much",

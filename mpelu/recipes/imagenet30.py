@@ -22,6 +22,7 @@ import math
 from dataclasses import replace
 from typing import Any, Literal
 
+from mpelu.recipes.imagenet import BIASES, COMMON, SHORT, SHORTENED, WIDTH
 from mpelu.recipes.row import Row, Target
 from mpelu.train.recipe import Recipe
 
@@ -37,44 +38,15 @@ LABELS = {"relu": "ReLU", "prelu": "PReLU (0.25)", "elu": "ELU", "mpelu": "MPELU
 SLOPES = {"relu": 0.0, "prelu": 0.25, "elu": 1.0, "mpelu": 1.0}
 """alpha * beta at the start: the slope of Eq. 22."""
 
-PAPER = Recipe(
-    model="imagenet30",
-    init="eq22",
-    data="imagenet",
-    center="image",
-    pixel_scale="raw",
-    stream="squash",
-    augment="none",  # crops and flips are those of the stream
-    epochs=38,  # 750,000 steps are 37.5
-    batch_size=64,
-    lr=0.01,
-    schedule="step",
-    milestones=(100 / 750, 600 / 750),
-    momentum=0.9,
-    weight_decay=5e-4,
-    alpha_beta_lr=5.0,
-    alpha_beta_weight_decay=0.0,
-)
-BIASES = {"bias_lr": 2.0, "bias_weight_decay": 0.0}
+PAPER = Recipe(model="imagenet30", init="eq22", **COMMON)
 FULLY_CONNECTED = {"fc1.weight": 0.005, "fc2.weight": 0.005, "fc3.weight": 0.01}
 FULLY_CONNECTED_RELU = {"fc1.weight": 0.01, "fc2.weight": 0.01, "fc3.weight": 0.001}
 FAN_IN = {"fc1.weight": 256 * 85, "fc2.weight": 4096, "fc3.weight": 4096}
 """Of the fully connected layers; 85 bins of the pyramid."""
 
-WIDTH = 16
-CPU: dict[str, Any] = {
-    "model": "plain30",
-    "width": WIDTH,
-    "resize": 16,
-    "limit": 5000,
-    "stream": "off",
-    "dropout": 0.0,
-    "epochs": 8,
-    "milestones": (0.8,),
-}
+CPU = {**SHORT, "model": "plain30", "dropout": 0.0}
 FACTORS = (
-    "width 64 to 256 and 4096 down to 16 and 128",
-    "images 224 down to 16 pixels, 1.28 million of them down to 5,000, without crops and flips",
+    *SHORTENED,
     "38 epochs down to 8, first drop of the learning rate left out",
     "dropout 0.5 to 0",
     "the stem 7x7 with stride and pooling to 3x3 without; late maps keep their size instead of growing",

@@ -16,6 +16,13 @@ REQUIRED_KEYS = (
     "study", "recipe", "hash", "seed", "outcome", "reason", "steps", "config", "data", "scale", "model",
     "last", "best", "history", "wall_seconds", "images_per_second", "state_sha256", "environment",
 )  # fmt: skip
+KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "seed": int, "config": dict, "data": dict, "last": (dict, type(None)), "best": (dict, type(None)), "history": list,
+}  # fmt: skip
+MEASUREMENT_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "function": str, "options": dict, "seed": int, "version": int, "data": (dict, type(None)), "values": dict,
+}  # fmt: skip
+"""What stands in a record under some keys, of a training and of a measurement."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +96,26 @@ def check_record(record: Record) -> None:
     missing = [key for key in REQUIRED_KEYS if key not in record]
     if missing:
         raise DataError(f"{name} lacks {', '.join(missing)}: the file is not a complete result; run the recipe again")
+    _check_kinds(record, KINDS, name)
     if record["outcome"] not in OUTCOMES:
         raise DataError(
             f"{name} must have the outcome {' or '.join(OUTCOMES)}, got {record['outcome']!r}: run the recipe again"
         )
+
+
+def check_measurement(record: Record) -> None:
+    """Raise DataError unless the record of a measurement has what the studies read."""
+    name = f"record of {record.get('function', '?')!r} (seed {record.get('seed', '?')})"
+    missing = [key for key in MEASUREMENT_KINDS if key not in record]
+    if missing:
+        raise DataError(f"{name} lacks {', '.join(missing)}: the file is not a complete result; take the line out")
+    _check_kinds(record, MEASUREMENT_KINDS, name)
+
+
+def _check_kinds(record: Record, kinds: Mapping[str, type | tuple[type, ...]], name: str) -> None:
+    wrong = [f"{key} is {record[key]!r:.60}" for key, kind in kinds.items() if not isinstance(record[key], kind)]
+    if wrong:
+        raise DataError(f"{name} is damaged: {'; '.join(wrong)}; take the line out and run it again")
 
 
 def finite(value: object) -> float | None:

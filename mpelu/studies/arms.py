@@ -1,4 +1,7 @@
-"""Rows of the recipes that are compared with each other: trainings, contests between two, and cells of a table."""
+"""Recipes with changes of a study's own that are compared: trainings, contests between two, and cells of a table.
+
+Recipes as they are have :mod:`mpelu.studies.by_name`; what becomes of any training is in :mod:`mpelu.studies.fate`.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -7,17 +10,14 @@ from functools import cache
 from typing import Any
 
 from mpelu.recipes import row
-from mpelu.recipes.row import Row
 from mpelu.report.finding import Finding, Interval
 from mpelu.report.grid import Cell
-from mpelu.report.summary import finite, spread
-from mpelu.studies.fate import Part, counts, difference, differing, fate, in_words
-from mpelu.studies.jobs import Job, Setting, Training, key_of
-from mpelu.studies.statistic import all_of, outcome_of
-from mpelu.studies.study import Claim, Results, at_its_scale
+from mpelu.report.summary import spread
+from mpelu.studies.by_name import recipe_at
+from mpelu.studies.fate import Part, conclude, counts, difference, errors_of
+from mpelu.studies.jobs import SEEDS, Job, Setting, Training, key_of, of_each_seed
+from mpelu.studies.study import Claim, Results
 from mpelu.train.recipe import Recipe
-
-SEEDS = 5
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ class Arm:
 
 @cache
 def _trainings(arm: Arm, setting: Setting) -> tuple[Training, ...]:
-    recipe = arm.recipe(setting)
-    return tuple(Training(recipe, seed, setting.scale) for seed in range(setting.seeds or arm.seeds))
+    return of_each_seed(arm.recipe(setting), setting, arm.seeds)
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,6 @@ class Contest:
     def part(self, results: Results) -> Part:
         """Return the claim that it is greater."""
         return Part(self.interval(results), "above")
-
-
-def recipe_at(row: Row, setting: Setting) -> Recipe:
-    """Return the recipe of a row; at scale cpu with the data of the setting."""
-    return row.recipe(setting.scale, data=setting.data if setting.scale == "cpu" else None)
 
 
 def jobs_of(arms: Sequence[Arm]) -> Callable[[Setting], tuple[Training, ...]]:
@@ -142,29 +136,19 @@ def finding(
         note: A sentence that goes before the numbers.
         differs: What is different at scale cpu beside the factors of the recipes.
     """
-    cpu = results.setting.scale == "cpu"
-    trained, measured = results.present(jobs_of(arms)(results.setting)), results.present(more)
     errors = "; ".join(text for arm in arms if (text := errors_text(results, arm)))
-    judged = [part.interval for part in parts if part.interval is not None]
-    diverged = sum(fate(record) == "diverged" for record in trained)
-    sentences = (
-        note if trained or measured else "",
-        f"Test error: {errors}" if errors else "",
-        "; ".join(map(in_words, judged)),
-        f"{diverged} of {len(trained)} trainings diverged and count as guessing" if diverged else "",
+    return conclude(
+        number,
+        statement,
+        results,
+        (*jobs_of(arms)(results.setting), *more),
+        parts,
+        beside=beside,
+        note=note,
+        told=f"Test error: {errors}" if errors else "",
+        differs="; ".join(filter(None, (*factors_of(arms), differs))),
+        data=data_of(arms),
     )
-    found = Finding(
-        claim=number,
-        statement=statement,
-        outcome=all_of([outcome_of(part.interval, part.claimed, part.bound) for part in parts]),
-        evidence=" ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences if sentence),
-        intervals=(*judged, *(interval for interval in beside if interval is not None)),
-        scale=results.setting.scale,
-        data=results.setting.data if cpu else data_of(arms),
-        runs=tuple(map(key_of, (*trained, *measured))),
-        differs=differing("; ".join(filter(None, (*factors_of(arms), differs))), results.setting),
-    )
-    return at_its_scale(found)
 
 
 def factors_of(arms: Sequence[Arm]) -> tuple[str, ...]:
@@ -177,16 +161,9 @@ def data_of(arms: Sequence[Arm]) -> str:
     return row(arms[0].row).paper.data if arms else "cifar10"
 
 
-def errors_of(results: Results, arm: Arm) -> list[float]:
-    """Return the test errors of the last epoch, in percent, of the runs that came to their end."""
-    records = [each for each in results.present(arm.jobs(results.setting)) if fate(each) != "diverged"]
-    values = [finite(each["last"]["test_error_percent"]) for each in records if each["last"]]
-    return [value for value in values if value is not None]
-
-
 def errors_text(results: Results, arm: Arm) -> str:
     """Say what the test errors are, e.g. "ReLU 45.20 ± 1.10 % (n = 5)"; empty where nothing was run."""
-    found = spread(errors_of(results, arm))
+    found = spread(errors_of(results.present(arm.jobs(results.setting))))
     trouble = trouble_text(results, arm)
     if found is None:
         return f"{arm.label} {trouble}" if trouble else ""
@@ -203,5 +180,5 @@ def trouble_text(results: Results, arm: Arm) -> str:
 def cell(results: Results, arm: Arm, paper: Cell) -> Cell:
     """Return a cell of the paper with the test errors of an arm beside it."""
     runs = tuple(key_of(record) for record in results.present(arm.jobs(results.setting)))
-    ours = spread(errors_of(results, arm))
+    ours = spread(errors_of(results.present(arm.jobs(results.setting))))
     return dataclasses.replace(paper, ours=ours, text=trouble_text(results, arm), runs=runs)

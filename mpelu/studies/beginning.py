@@ -75,9 +75,8 @@ def first_steps(*, seed: int, data: str, row: str, scale: str, steps: int) -> di
     from torch.nn import functional as F
 
     from mpelu.models import family_of
-    from mpelu.optim import keep_beta_positive, param_groups
     from mpelu.recipes import row as row_of
-    from mpelu.train.network import build
+    from mpelu.train.network import build, optimizer_of
     from mpelu.train.recipe import resolve
     from mpelu.train.supply import data_of, supply_of
 
@@ -86,24 +85,11 @@ def first_steps(*, seed: int, data: str, row: str, scale: str, steps: int) -> di
     recipe = dataclasses.replace(recipe, model=found.paper.model)
     images = data_of(recipe, loaded=loaded(recipe.data, recipe.preprocess, recipe.resize))
     recipe = resolve(recipe, family=family_of(recipe.model), image_size=images.image_shape[-1])
-    assert recipe.lr is not None
-    assert recipe.weight_decay is not None
     with torch.random.fork_rng(devices=[]):
         net, plan = build(recipe, images, seed=seed)
         if recipe.channels_last:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as in mpelu.train.run
-        groups = param_groups(
-            net,
-            recipe.lr,
-            recipe.weight_decay,
-            plan=plan,
-            alpha_beta_lr=recipe.alpha_beta_lr,
-            alpha_beta_weight_decay=recipe.alpha_beta_weight_decay,
-            bias_lr=recipe.bias_lr,
-            bias_weight_decay=recipe.bias_weight_decay,
-        )
-        optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
-        keep_beta_positive(optimizer, net)
+        optimizer = optimizer_of(recipe, net, plan)
         supply = supply_of(recipe, images, device=torch.device("cpu"))
         losses, norms, by_block, reason = [], [], [], None
         net.train()

@@ -1,25 +1,32 @@
-"""Trainings of the recipes by their names, and the cells of tables that they fill."""
+"""The recipes of the paper's rows as they are: their trainings by name, and the cells of tables that they fill.
+
+:mod:`mpelu.studies.arms` is for recipes with changes of a study's own, and for what two of them say.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import Literal
 
-from mpelu.recipes import recipe
+from mpelu.recipes import row
+from mpelu.recipes.row import Row
 from mpelu.report.grid import Cell
 from mpelu.report.summary import spread
-from mpelu.studies.fate import Part, difference, fate, final
-from mpelu.studies.jobs import Setting, Training, key_of
+from mpelu.studies.fate import Part, difference, errors_of
+from mpelu.studies.jobs import Setting, Training, key_of, of_each_seed
 from mpelu.studies.study import Results
+from mpelu.train.recipe import Recipe
 
-SEEDS = 5
-"""Of each training, unless a setting says another number: as many as the paper has on CIFAR."""
+
+def recipe_at(row: Row, setting: Setting, *, follow: Literal["paper", "code"] = "paper") -> Recipe:
+    """Return the recipe of a row; at scale cpu with the data of the setting, else the recipe names its data itself."""
+    return row.recipe(setting.scale, follow=follow, data=setting.data if setting.scale == "cpu" else None)
 
 
 @cache
 def trainings(name: str, setting: Setting) -> tuple[Training, ...]:
-    """Return one training of a recipe for each seed; at the paper's scale the recipe names its data itself."""
-    found = recipe(name, setting.scale, data=setting.data if setting.scale == "cpu" else None)
-    return tuple(Training(found, seed, setting.scale) for seed in range(setting.seeds or SEEDS))
+    """Return one training of a recipe for each seed."""
+    return of_each_seed(recipe_at(row(name), setting), setting)
 
 
 def all_of_them(names: Sequence[str]) -> Callable[[Setting], tuple[Training, ...]]:
@@ -36,7 +43,7 @@ def excess(results: Results, quantity: str, first: str, second: str) -> Part:
 def cell(results: Results, name: str, paper: Cell) -> Cell:
     """Put the test errors of a recipe in the last epoch beside the paper's number; runs that diverged are counted."""
     records = results.present(trainings(name, results.setting))
-    errors = [final(record, "test error") for record in records if fate(record) != "diverged"]
+    errors = errors_of(records)
     diverged = len(records) - len(errors)
     return replace(
         paper,

@@ -1,9 +1,12 @@
 """The studies by what they answer: ``claim21``, ``table5``, ``figure2``. A new study is one file and one row here."""
 
 import difflib
+import re
+from collections.abc import Iterable
 from importlib import import_module
 
 from mpelu.errors import UsageError
+from mpelu.recipes.catalog import closest
 from mpelu.studies.study import Claim, Exhibit
 
 STUDIES: tuple[str, ...] = (
@@ -47,9 +50,18 @@ def find(name: str) -> tuple[Claim | Exhibit, ...]:
         return tuple(known.values())
     if name in known:
         return (known[name],)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
     raise UsageError(
-        f"nothing of the paper is called {name!r}{hint}; there are table1 to table12, figure1 to figure5, claim1 to "
-        f"claim52 and all"
+        f"nothing of the paper is called {name!r}{_hint(name, known)}; there are table1 to table12, figure1 to "
+        f"figure5, claim1 to claim52 and all"
     )
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    """Say what was meant: a misspelled name, or a recipe; nothing where a number is out of range."""
+    if re.fullmatch(r"(claim|table|figure)\d+", name):
+        return ""
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    recipe = closest(name)
+    return f"; {recipe} is a recipe: 'mpelu train --recipe {recipe}' runs it" if recipe else ""

@@ -19,8 +19,9 @@ from mpelu.recipes import imagenet30
 from mpelu.recipes.imagenet30 import FANS, LABELS, Fan, connected_std, entering_std, narrow_std, released_std
 from mpelu.report.finding import Finding, Interval
 from mpelu.report.summary import Record, finite
+from mpelu.studies.by_name import recipe_at
 from mpelu.studies.fate import LEARNS, Part, conclude, fate, learns, share, share_of
-from mpelu.studies.jobs import Setting, Training
+from mpelu.studies.jobs import Setting, Training, of_each_seed
 from mpelu.studies.statistic import share_difference
 from mpelu.studies.study import Claim, Exhibit, Results
 
@@ -71,7 +72,7 @@ class Cell:
 def _trainings(cell: Cell, setting: Setting) -> tuple[Training, ...]:
     stds_of = "elu" if cell.variant == "equal std" else cell.activation
     row = ROWS[imagenet30.name_of(cell.activation, fan=cell.fan)]
-    recipe = row.recipe(setting.scale, follow="code", data=setting.data if setting.scale == "cpu" else None)
+    recipe = recipe_at(row, setting, follow="code")
     if setting.scale == "paper":
         recipe = replace(recipe, layer_std=released_std(cell.activation, fan=cell.fan) | connected_std(stds_of))
     else:
@@ -82,7 +83,7 @@ def _trainings(cell: Cell, setting: Setting) -> tuple[Training, ...]:
         recipe = replace(recipe, center="channel", pixel_scale="std")
     assert recipe.lr is not None
     recipe = replace(recipe, lr=recipe.lr * cell.rate)
-    return tuple(Training(recipe, seed, setting.scale) for seed in range(setting.seeds or SEEDS))
+    return of_each_seed(recipe, setting, SEEDS)
 
 
 PAPER_CELLS = tuple(Cell(activation, fan) for activation in LABELS for fan in FANS)

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from mpelu.report.finding import Finding, Interval
+from mpelu.report.finding import Finding, Interval, Outcome
+from mpelu.report.provenance import is_measurement
 from mpelu.report.summary import Record, finite
-from mpelu.studies.jobs import Setting, Training, key_of
-from mpelu.studies.statistic import all_of, compared, outcome_of, paired_difference, proportion
+from mpelu.studies.jobs import Job, Setting, Training, key_of
+from mpelu.studies.statistic import all_of, compared, outcome_of, outcome_within, paired_difference, proportion
 from mpelu.studies.study import Results, at_its_scale
 
 Fate: TypeAlias = Literal["learns", "flat", "diverged"]
@@ -28,11 +29,22 @@ NUMBERS: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Part:
-    """A half of a claim: a number, and on which side of a bound the claim has it (None: the bound of the number)."""
+    """A half of a claim: a number, and where the claim has it: above or below a bound, or not further than it from 0.
+
+    A bound of None is the bound of the number.
+    """
 
     interval: Interval | None
-    claimed: Literal["above", "below"]
+    claimed: Literal["above", "below", "within"]
     bound: float | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the number says about this half."""
+        if self.claimed == "within":
+            assert self.bound is not None, "a distance is needed"
+            return outcome_within(self.interval, self.bound)
+        return outcome_of(self.interval, self.claimed, self.bound)
 
 
 def fate(record: Record) -> Fate:
@@ -61,6 +73,11 @@ def final(record: Record, number: str) -> float:
     last = record["last"] if record["outcome"] == "finished" else None
     value = finite(last[NUMBERS[number][0]]) if last else None
     return guessing if value is None else value
+
+
+def errors_of(records: Sequence[Record]) -> list[float]:
+    """Return the test errors of the last epoch, in percent, of the runs that came to their end."""
+    return [final(record, "test error") for record in records if fate(record) != "diverged"]
 
 
 def share_of(quantity: str, outcomes: Sequence[bool]) -> Interval | None:
@@ -123,12 +140,14 @@ def conclude(
     number: int,
     statement: str,
     results: Results,
-    jobs: Sequence[Training],
+    jobs: Sequence[Job],
     parts: Sequence[Part],
     *,
     beside: Sequence[Interval | None] = (),
     note: str = "",
+    told: str = "",
     differs: str = "",
+    data: str = "",
 ) -> Finding:
     """Return the finding of a claim with several parts, all of which must hold.
 
@@ -136,26 +155,30 @@ def conclude(
         number: Of the claim.
         statement: What the paper says.
         results: The records.
-        jobs: All trainings of the claim, at least one; at the paper's scale they name the data.
+        jobs: All trainings of the claim, and measurements if it has some.
         parts: What the verdict rests on.
         beside: Other numbers worth knowing, without a part in the verdict.
         note: A sentence that goes before the numbers.
+        told: Another, which follows it.
         differs: How the runs differ from the paper's.
+        data: The data set at the paper's scale; empty for the one that the first training names.
     """
     records = results.present(jobs)
     judged = [part.interval for part in parts if part.interval is not None]
     numbers = "; ".join(map(in_words, judged))
-    diverged = sum(fate(record) == "diverged" for record in records)
-    ends = [f"{diverged} of {len(records)} runs diverged and count as guessing"] if diverged else []
-    sentences = [note, numbers, *ends] if records else []
+    trained = [record for record in records if not is_measurement(record)]
+    diverged = sum(fate(record) == "diverged" for record in trained)
+    ends = [f"{diverged} of {len(trained)} runs diverged and count as guessing"] if diverged else []
+    sentences = [note, told, numbers, *ends] if records else []
+    at_paper = data or next((job.recipe.data for job in jobs if isinstance(job, Training)), "")
     found = Finding(
         claim=number,
         statement=statement,
-        outcome=all_of([outcome_of(part.interval, part.claimed, part.bound) for part in parts]),
+        outcome=all_of([part.outcome for part in parts]),
         evidence=" ".join(f"{sentence[0].upper()}{sentence[1:].rstrip('.')}." for sentence in sentences if sentence),
         intervals=(*judged, *(interval for interval in beside if interval is not None)),
         scale=results.setting.scale,
-        data=results.setting.data if results.setting.scale == "cpu" else jobs[0].recipe.data,
+        data=results.setting.data if results.setting.scale == "cpu" else at_paper,
         runs=tuple(map(key_of, records)),
         differs=differing(differs, results.setting),
     )

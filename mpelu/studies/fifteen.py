@@ -18,9 +18,9 @@ from mpelu.report.finding import Finding
 from mpelu.report.grid import Cell, Grid
 from mpelu.report.paper import printed
 from mpelu.report.summary import finite
-from mpelu.studies.by_name import SEEDS, all_of_them, cell, excess, trainings
+from mpelu.studies.by_name import all_of_them, cell, excess, trainings
 from mpelu.studies.fate import Part, conclude, differing, final, in_words
-from mpelu.studies.jobs import Job, Measurement, Setting, key_of
+from mpelu.studies.jobs import SEEDS, Job, Measurement, Setting, key_of
 from mpelu.studies.statistic import all_of, compared, mean, outcome_of, paired_difference, rank_correlation
 from mpelu.studies.study import Claim, Exhibit, Results, at_its_scale
 

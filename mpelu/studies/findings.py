@@ -4,12 +4,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from mpelu.errors import DataError
+from mpelu.errors import DataError, MpeluError
 from mpelu.report.finding import Finding
 from mpelu.report.grid import Grid, Picture
 from mpelu.report.provenance import is_measurement
 from mpelu.report.reproduction import DIGITS, Reproduction, Shown, has_numbers, headline, nearest_first
-from mpelu.report.summary import Record, check_record
+from mpelu.report.summary import Record, check_measurement, check_record
 from mpelu.studies.jobs import STUDY, Scale, Setting, key, key_of
 from mpelu.studies.study import Claim, Exhibit, Results
 
@@ -64,8 +64,7 @@ def keyed(records: Sequence[Record]) -> dict[str, Record]:
     """
     found: dict[str, Record] = {}
     for record in records:
-        if not is_measurement(record):
-            check_record(record)
+        (check_measurement if is_measurement(record) else check_record)(record)
         same = found.setdefault(key_of(record), record)
         if _told(same) != _told(record):
             name = record["function"] if is_measurement(record) else record["recipe"]
@@ -126,9 +125,14 @@ def _is_computed(found: Finding | Grid | Picture) -> bool:
 def _named(name: str, results: Results) -> Iterator[None]:
     try:
         yield
-    except Exception as error:
-        error.add_note(f"in {name} at {results.setting}")
+    except MpeluError:
         raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        setting = results.setting
+        raise DataError(
+            f"{name} cannot be told from its records at scale {setting.scale} on {setting.data} "
+            f"({type(error).__name__}: {error}): one of them is not what the study wrote; take it out and run it again"
+        ) from error
 
 
 def _same(one: Grid | Picture, other: Grid | Picture) -> bool:

@@ -15,7 +15,7 @@ from mpelu.report.paper import printed
 from mpelu.report.summary import Record, spread
 from mpelu.studies.demo import BASE
 from mpelu.studies.jobs import Job, Measurement, Setting, Training, key_of
-from mpelu.studies.measured import Conclusion, claim, holds, there
+from mpelu.studies.measured import Conclusion, claim, holds, seconds_in_turns, there
 from mpelu.studies.statistic import (
     all_of,
     compared,
@@ -197,19 +197,12 @@ def unit_seconds(*, seed: int, data: str, shape: Sequence[int], rounds: int) -> 
     import torch
 
     from mpelu.bench.activation import PROVIDERS, step
-    from mpelu.bench.timing import take_turns
 
     draw = torch.Generator().manual_seed(seed)
     x, grad = (torch.randn(tuple(shape), generator=draw) for _ in range(2))
     x.requires_grad_()
     units = {name: PROVIDERS[name](shape[1], x.dtype) for name in (*UNITS, "reference", "naive")}
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        found = take_turns({name: partial(step, unit, x, grad) for name, unit in units.items()}, rounds)
-    finally:
-        torch.set_num_threads(before)
-    return {"seconds": {name: [sum(parts) for parts in times] for name, times in found.items()}}
+    return seconds_in_turns({name: partial(step, unit, x, grad) for name, unit in units.items()}, rounds)
 
 
 def step_seconds(
@@ -232,7 +225,6 @@ def step_seconds(
     import torch
 
     from mpelu.bench.model import step
-    from mpelu.bench.timing import take_turns
     from mpelu.models import create_model
 
     draw = torch.Generator().manual_seed(seed)
@@ -246,13 +238,7 @@ def step_seconds(
         name: partial(step, net, torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9), images, labels)
         for name, net in nets.items()
     }
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        found = take_turns(steps, rounds)
-    finally:
-        torch.set_num_threads(before)
-    return {"seconds": {name: [sum(parts) for parts in times] for name, times in found.items()}}
+    return seconds_in_turns(steps, rounds)
 
 
 PAPER_FAMILIES = (

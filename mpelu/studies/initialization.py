@@ -13,9 +13,10 @@ from typing import Literal, TypeAlias
 
 from mpelu.recipes import imagenet30
 from mpelu.report.finding import Finding, Interval
+from mpelu.studies.by_name import recipe_at
 from mpelu.studies.converging import SEEDS, SHORTER, epochs_of
 from mpelu.studies.fate import LEARNS, Part, conclude, counts, difference, share
-from mpelu.studies.jobs import Setting, Training
+from mpelu.studies.jobs import Setting, Training, of_each_seed
 from mpelu.studies.study import Claim, Exhibit, Results
 
 DECISIVE_SEEDS = 6
@@ -54,7 +55,7 @@ class Start:
 @cache
 def _trainings(start: Start, setting: Setting) -> tuple[Training, ...]:
     row = ROWS[f"imagenet{start.depth}-elu"]
-    recipe = row.recipe(setting.scale, data=setting.data if setting.scale == "cpu" else None)
+    recipe = recipe_at(row, setting)
     if setting.scale == "cpu":
         recipe = replace(recipe, epochs=epochs_of(setting))
     if start.unit_variance:
@@ -62,7 +63,7 @@ def _trainings(start: Start, setting: Setting) -> tuple[Training, ...]:
     assert recipe.lr is not None
     made = replace(recipe, init=start.init, lr=recipe.lr * start.rate)
     count = DECISIVE_SEEDS if start.rate == 1 and not start.unit_variance else SEEDS
-    return tuple(Training(made, seed, setting.scale) for seed in range(setting.seeds or count))
+    return of_each_seed(made, setting, count)
 
 
 STARTS = {

@@ -14,6 +14,8 @@ from mpelu.train.recipe import ADDED, Recipe, resolve
 Scale: TypeAlias = Literal["paper", "cpu"]
 STUDY = "reproduce"
 """The folder of all runs of studies: a training that serves two claims is made once."""
+SEEDS = 5
+"""Of each training, unless a setting or a study says another number: as many as the paper has on CIFAR."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class Training:
     def key(self) -> str:
         """:func:`key` with the data that the recipe names; a report asks for it a dozen times for each record."""
         return _key_of_training(self, self.recipe.data)
+
+
+def of_each_seed(recipe: Recipe, setting: Setting, seeds: int = SEEDS) -> tuple[Training, ...]:
+    """Return one training of a recipe for each seed: as many as the setting says, or else ``seeds``."""
+    return tuple(Training(recipe, seed, setting.scale) for seed in range(setting.seeds or seeds))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Claims that rest on measurements: the same steps from records to a finding, for every study of them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mpelu.report.finding import Finding, Interval, Outcome
@@ -59,6 +59,27 @@ def claim(
         return at_its_scale(judged)
 
     return Claim(number, statement, jobs, judge)
+
+
+def seconds_in_turns(
+    candidates: Mapping[str, Callable[[], tuple[float, ...]]], rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Time candidates on one core, where they take turns; see :func:`mpelu.bench.timing.take_turns`.
+
+    Returns:
+        What a measurement of time returns: ``seconds``, by candidate, for each round; of several parts, their sum.
+    """
+    import torch
+
+    from mpelu.bench.timing import take_turns
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = take_turns(candidates, rounds)
+    finally:
+        torch.set_num_threads(before)
+    return {"seconds": {name: [sum(parts) for parts in times] for name, times in found.items()}}
 
 
 def there(intervals: Iterable[Interval | None]) -> tuple[Interval, ...]:

@@ -19,7 +19,7 @@ from mpelu.report.summary import Record, finite
 from mpelu.studies.by_name import all_of_them, cell, excess, trainings
 from mpelu.studies.fate import Part, conclude, difference, final, in_words
 from mpelu.studies.jobs import key_of
-from mpelu.studies.statistic import compared, mean, outcome_within, paired_difference
+from mpelu.studies.statistic import compared, mean, paired_difference
 from mpelu.studies.study import Claim, Exhibit, Results
 
 PLAIN = {activation: nin.name_of(activation, augmented=False) for activation in nin.ACTIVATIONS}
@@ -87,13 +87,11 @@ def judge_9(results: Results) -> Finding:
     """The interval of the difference must lie within :data:`ALIKE` of the error of PReLU."""
     prelu, mpelu = (trainings(AUGMENTED[activation], results.setting) for activation in COMPARABLE)
     found = difference(results, "MPELU (0.25, 1) minus PReLU (0.25), augmentation", mpelu, prelu)
-    finding = conclude(9, STATEMENT_9, results, (*prelu, *mpelu), (Part(found, "below"),), differs=DIFFERS)
-    if found is None:
-        return _of_cifar(finding)
     errors = [final(record, "test error") for record in results.present(prelu)]
-    margin = ALIKE * sum(errors) / len(errors)
-    evidence = f"{finding.evidence} Alike means within {margin:.2f} points, {100 * ALIKE:g} % of the error of PReLU."
-    return _of_cifar(replace(finding, outcome=outcome_within(found, margin), evidence=evidence))
+    margin = ALIKE * sum(errors) / len(errors) if errors else 0.0
+    told = f"Alike means within {margin:.2f} points, {100 * ALIKE:g} % of the error of PReLU" if errors else ""
+    part = Part(found, "within", margin)
+    return _of_cifar(conclude(9, STATEMENT_9, results, (*prelu, *mpelu), (part,), note=told, differs=DIFFERS))
 
 
 CLAIM_9 = Claim(9, STATEMENT_9, jobs_9, judge_9)

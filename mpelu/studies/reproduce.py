@@ -18,7 +18,7 @@ from mpelu.report.summary import Record
 from mpelu.studies import catalog
 from mpelu.studies.jobs import STUDY, Job, Measurement, Scale, Setting, key, key_of
 from mpelu.studies.pool import Event, Task, gpus_of, run_tasks
-from mpelu.studies.schedule import Schedule, Wanted, in_shard
+from mpelu.studies.schedule import Schedule, Wanted, choose, in_shard
 from mpelu.studies.store import Store, finished_below
 from mpelu.studies.study import Claim, Exhibit, Results
 from mpelu.studies.work import measure, train
@@ -311,16 +311,33 @@ def _share(job: Job, line: Line, first_epoch: int | None) -> float:
     return (line.epochs - first_epoch) / line.epochs if first_epoch is not None and line.epoch == line.epochs else 0.0
 
 
-def findings(wanted: Plan, records: Mapping[str, Any]) -> list[Finding]:
-    """Judge each claim by the records that there are."""
-    results = Results(wanted.setting, records)
-    return [item.judge(results) for item in wanted.items if isinstance(item, Claim)]
+@dataclass
+class Answers:
+    """What claims, tables and figures say.
+
+    Attributes:
+        findings: Of the claims.
+        exhibits: The tables and figures.
+        broken: By name, why a claim, table or figure says nothing: its records are not what its study expects.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    exhibits: list[Grid | Picture] = field(default_factory=list)
+    broken: dict[str, Exception] = field(default_factory=dict)
 
 
-def exhibits(wanted: Plan, records: Mapping[str, Any]) -> list[Grid | Picture]:
-    """Return each table and figure, from the records that there are."""
-    results = Results(wanted.setting, records)
-    return [item.show(results) for item in wanted.items if isinstance(item, Exhibit)]
+def answers(wanted: Plan, records: Mapping[str, Any]) -> Answers:
+    """Judge each claim and make each table and figure, from the records that there are."""
+    results, found = Results(wanted.setting, records), Answers()
+    for item in wanted.items:
+        try:
+            if isinstance(item, Claim):
+                found.findings.append(item.judge(results))
+            else:
+                found.exhibits.append(item.show(results))
+        except Exception as error:  # whatever it is, the others still have something to say
+            found.broken[item.name] = error
+    return found
 
 
 def left_out(wanted: Plan, records: Iterable[str]) -> list[tuple[str, int, int]]:
@@ -336,6 +353,16 @@ def left_out(wanted: Plan, records: Iterable[str]) -> list[tuple[str, int, int]]
 def capacity(device: str) -> int:
     """Return how many workers a device feeds: one for each GPU, or one for each core of this machine."""
     return gpus_of(device) or os.cpu_count() or 1
+
+
+def chosen(wanted: Plan, records: Iterable[str], request: Request) -> frozenset[str]:
+    """Return the names of what fits into the budget as things stand; of everything where there is none."""
+    if request.budget_seconds is None:
+        return frozenset(item.name for item in wanted.wanted)
+    missing = set(wanted.jobs).difference(records)
+    capacity = request.budget_seconds * request.workers
+    fits, _ = choose(wanted.wanted, missing, wanted.seconds, capacity=capacity, longest=request.budget_seconds)
+    return frozenset(item.name for item in fits)
 
 
 def costs(wanted: Plan, records: Iterable[str]) -> Sequence[tuple[Wanted, int, float]]:

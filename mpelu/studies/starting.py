@@ -18,8 +18,8 @@ from mpelu.report.finding import Interval
 from mpelu.report.grid import Cell, Grid
 from mpelu.report.paper import lines
 from mpelu.report.summary import Record, spread
-from mpelu.studies.jobs import Measurement, Setting, key_of
-from mpelu.studies.measured import Conclusion, claim, there
+from mpelu.studies.jobs import SEEDS, Measurement, Setting, key_of
+from mpelu.studies.measured import Conclusion, claim, seconds_in_turns, there
 from mpelu.studies.statistic import all_of, compared, mean, outcome_of, outcome_within, paired_difference, ratio
 from mpelu.studies.study import Exhibit, Results
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HERE = "mpelu.studies.starting"
-SEEDS = 5
 LAYERS = ("conv1", "conv7", "conv14", "conv20", "conv27")
 NETS = {"relu": "ReLU 30-layer no BN", "mpelu": "MPELU 30-layer no BN"}
 IMAGES = {"cpu": 8, "paper": 16}
@@ -137,7 +136,7 @@ def starting_seconds(
 
     import torch
 
-    from mpelu.bench.timing import clock, take_turns
+    from mpelu.bench.timing import clock
     from mpelu.init import initialize
     from mpelu.models import create_model
 
@@ -150,13 +149,9 @@ def starting_seconds(
         initialize(net, example, method=method, seed=seed)
         return (clock() - begun,)
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        found = take_turns({"eq22": partial(start, "eq22", images[:1]), "lsuv": partial(start, "lsuv", images)}, rounds)
-    finally:
-        torch.set_num_threads(before)
-    return {"seconds": {method: [seconds for (seconds,) in times] for method, times in found.items()}}
+    return seconds_in_turns(
+        {"eq22": partial(start, "eq22", images[:1]), "lsuv": partial(start, "lsuv", images)}, rounds
+    )
 
 
 def _data(setting: Setting) -> str:

@@ -89,7 +89,7 @@ class Store:
             lines += [last] if _is_json(last) else []
             for record in (_parsed(line, path) for line in lines if line):
                 if belongs(record):
-                    self._records[key_of(record)] = record
+                    self._records[_key_in(path, record)] = record
             self._read[path] = self._read.get(path, 0) + len(text) - (0 if _is_json(last) else len(last))
 
 
@@ -109,6 +109,16 @@ def _parsed(line: bytes, path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("schema") != 1:
         raise DataError(f"{path} holds a line that is not a record of schema 1; mend it, or give another folder")
     return record
+
+
+def _key_in(path: Path, record: Record) -> str:
+    try:
+        return key_of(record)
+    except (LookupError, TypeError, AttributeError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"{path} holds a record that is not whole ({told}); take the line out and run it again"
+        ) from error
 
 
 def finished_below(folder: Path) -> list[dict[str, Any]]:

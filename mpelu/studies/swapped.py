@@ -9,9 +9,9 @@ import dataclasses
 from mpelu.report.finding import Finding
 from mpelu.report.grid import UNKNOWN, Cell, Grid
 from mpelu.report.paper import printed
-from mpelu.studies.arms import SEEDS, Arm, Contest, cell, contested, factors_of, jobs_of
+from mpelu.studies.arms import Arm, Contest, cell, contested, factors_of, jobs_of
 from mpelu.studies.fate import Part, conclude, counts, difference
-from mpelu.studies.jobs import Setting, Training
+from mpelu.studies.jobs import Setting, Training, of_each_seed
 from mpelu.studies.study import Claim, Exhibit, Results
 from mpelu.train.recipe import Recipe
 
@@ -64,8 +64,7 @@ def plain_recipe(activation: str, setting: Setting, *, batch_norm: bool) -> Reci
 
 def plain_jobs(activation: str, setting: Setting, *, batch_norm: bool) -> tuple[Training, ...]:
     """Return one training of a plain net for each seed."""
-    recipe = plain_recipe(activation, setting, batch_norm=batch_norm)
-    return tuple(Training(recipe, seed, setting.scale) for seed in range(setting.seeds or SEEDS))
+    return of_each_seed(plain_recipe(activation, setting, batch_norm=batch_norm), setting)
 
 
 def jobs_37(setting: Setting) -> tuple[Training, ...]:

@@ -14,12 +14,12 @@ from mpelu.report.finding import Finding
 from mpelu.report.grid import Cell, Grid, Picture
 from mpelu.report.paper import lines, printed
 from mpelu.report.summary import spread
-from mpelu.studies.fate import LEARNS, Part, conclude, counts, difference, differing, fate, final, share
-from mpelu.studies.jobs import Setting, Training, key_of
+from mpelu.studies.by_name import recipe_at
+from mpelu.studies.fate import LEARNS, Part, conclude, counts, difference, differing, errors_of, share
+from mpelu.studies.jobs import Setting, Training, key_of, of_each_seed
 from mpelu.studies.study import Claim, Exhibit, Results
 from mpelu.train.recipe import Recipe
 
-SEEDS = 5
 ROWS = {row.name: row for row in imagenet30.ROWS}
 NARROW = (
     "Gaussian(0.01) is a twelfth of Eq. 22's standard deviation in the convolutions of so narrow a net, and a third "
@@ -58,7 +58,7 @@ class Net:
 def recipe(net: Net, setting: Setting) -> Recipe:
     """Return the recipe of a net: that of the 30-layer row, at another depth or with maps of one size where asked."""
     row = ROWS[imagenet30.name_of(net.activation, init=net.init, batch_norm=net.batch_norm)]
-    found = row.recipe(setting.scale, data=setting.data if setting.scale == "cpu" else None)
+    found = recipe_at(row, setting)
     if setting.scale == "paper" and not net.growing:
         found = replace(found, model_options={"growing": False})
     return replace(found, model=found.model.replace("30", str(net.depth)))
@@ -67,7 +67,7 @@ def recipe(net: Net, setting: Setting) -> Recipe:
 @cache
 def trainings(net: Net, setting: Setting) -> tuple[Training, ...]:
     """Return one training of a net for each seed."""
-    return tuple(Training(recipe(net, setting), seed, setting.scale) for seed in range(setting.seeds or SEEDS))
+    return of_each_seed(recipe(net, setting), setting)
 
 
 def _all(nets: Sequence[Net]) -> Callable[[Setting], tuple[Training, ...]]:
@@ -236,13 +236,13 @@ def _line(results: Results, activation: str, norm: str, init: str) -> tuple[str 
     )
     jobs = trainings(net, results.setting)
     records = results.present(jobs)
-    finished = [record for record in records if fate(record) != "diverged"]
+    errors = errors_of(records)
     said = counts(results, jobs)
     runs = tuple(map(key_of, records))
     error = replace(
         printed("table05", where, "top1"),
-        ours=spread([final(record, "test error") for record in finished]),
-        text=said if records and not finished else "",
+        ours=spread(errors),
+        text=said if records and not errors else "",
         runs=runs,
     )
     outcome = replace(printed("table05", where, "outcome"), text=said, runs=runs)

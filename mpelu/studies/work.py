@@ -97,6 +97,9 @@ def measure(_: Report, *, measurement: Measurement, runs: Path, study: str, devi
         return read_result(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MpeluError(f"cannot write to {folder}: {error.strerror}; choose another folder with --runs") from error
+    try:
         with filelock.FileLock(folder / "lock", timeout=0):
             record = _measured(measurement, function, data, digest, study, device)
             write_atomically(folder / RESULT, to_json(record, indent=2).encode())

@@ -23,12 +23,22 @@ class CheckpointError(MpeluError):
     """A checkpoint that is damaged or belongs to something else."""
 
 
+DEVICES = (Path("/dev"), Path("/dev/fd"))
+"""Folders in which nothing may be replaced: /dev/stdout can lead to an ordinary file, too."""
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a kill or a full disk leaves either the old content or the new, never a part.
+
+    A link stays, and what it leads to is written. A device or a pipe, such as ``/dev/stdout``, is written to as it is.
 
     Raises:
         MpeluError: If it could not be written; names the path, the bytes wanted and the reason.
     """
+    if path.parent in DEVICES or (path.exists() and not path.is_file() and not path.is_dir()):
+        _write_through(path, content)
+        return
+    path = path.resolve()
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
@@ -40,9 +50,17 @@ def write_atomically(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
         raise MpeluError(
             f"cannot write {path} ({len(content):,} bytes): {error.strerror}; what was there before is unharmed, "
-            f"free space or choose another folder with --runs and start the same command again"
+            f"free space or choose another folder and start the same command again"
         ) from error
     _sync_folder(path.parent)
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    try:
+        with path.open("wb") as file:
+            file.write(content)
+    except OSError as error:
+        raise MpeluError(f"cannot write {path} ({len(content):,} bytes): {error.strerror}; choose a file") from error
 
 
 def _sync_folder(folder: Path) -> None:

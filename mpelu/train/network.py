@@ -12,6 +12,7 @@ from mpelu.errors import UsageError
 from mpelu.graph import read
 from mpelu.init import InitPlan, PlanRow, apply, plan, tailor
 from mpelu.models import OWN, build_model, family_of, source_sha256
+from mpelu.optim import keep_beta_positive, param_groups
 from mpelu.train.recipe import Recipe, recipe_hash
 from mpelu.train.supply import Data, first_batch
 
@@ -50,6 +51,31 @@ def build(recipe: Recipe, dataset: Data, *, seed: int) -> tuple[nn.Module, InitP
     made = _changed(made, recipe)
     apply(made, net)
     return net, made
+
+
+def optimizer_of(recipe: Recipe, net: nn.Module, made: InitPlan | None) -> torch.optim.SGD:
+    """Return the optimizer of a resolved recipe, which keeps beta above 0 after each step.
+
+    Args:
+        recipe: The recipe.
+        net: The network, on its device.
+        made: What :func:`build` returned with it.
+    """
+    assert recipe.lr is not None
+    assert recipe.weight_decay is not None
+    groups = param_groups(
+        net,
+        recipe.lr,
+        recipe.weight_decay,
+        plan=made,
+        alpha_beta_lr=recipe.alpha_beta_lr,
+        alpha_beta_weight_decay=recipe.alpha_beta_weight_decay,
+        bias_lr=recipe.bias_lr,
+        bias_weight_decay=recipe.bias_weight_decay,
+    )
+    optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+    keep_beta_positive(optimizer, net)
+    return optimizer
 
 
 def skeleton(recipe: Recipe, dataset: Data) -> nn.Module:

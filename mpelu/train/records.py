@@ -60,7 +60,8 @@ def find_results(paths: Iterable[Path]) -> list[dict[str, Any]]:
         elif path.is_dir():
             found = [read_result(file.parent) for file in sorted(path.rglob(RESULT))]
         else:
-            raise MpeluError(f"no folder {path}; give the folder of one run or of many, or a .jsonl file of records")
+            what = f"{path} is no folder" if path.exists() else f"no folder {path}"
+            raise MpeluError(f"{what}; give the folder of one run or of many, or a .jsonl file of records")
         if not found:
             raise MpeluError(f"no finished run in {path}; 'mpelu train' or 'mpelu demo' makes one")
         records += found
@@ -69,9 +70,15 @@ def find_results(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line]
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
     except ValueError as error:
         raise DataError(f"{path} is not a file of JSON lines ({error}); write it with 'mpelu report --json'") from error
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict):
+            raise DataError(
+                f"{path}, record {number}: wanted an object that 'mpelu report --json' writes, got {record!r:.40}"
+            )
+    return records
 
 
 def read_metrics(folder: Path) -> list[dict[str, str]]:

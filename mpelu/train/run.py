@@ -27,13 +27,12 @@ from mpelu.data import Dataset
 from mpelu.diagnostics.watch import Watch, watch
 from mpelu.errors import DataError, MpeluError, UsageError
 from mpelu.models import family_of, takes_activation
-from mpelu.optim import keep_beta_positive, param_groups
 from mpelu.report.signal import SIGNAL
 from mpelu.train import checkpoint
 from mpelu.train.batch_norm import synchronize_batch_norm
 from mpelu.train.environment import describe_environment
 from mpelu.train.loop import DivergedError, Position, StoppedError, Trainer
-from mpelu.train.network import AS_BUILT, build, check_network, hash_of
+from mpelu.train.network import AS_BUILT, build, check_network, hash_of, optimizer_of
 from mpelu.train.recipe import Recipe, recipe_name, resolve
 from mpelu.train.recompute import checkpoint_activations
 from mpelu.train.records import METRICS, RESULT, read_result, to_json
@@ -347,8 +346,6 @@ def _trainer(
     recompute: bool,
 ) -> Trainer:
     recipe = prepared.recipe
-    assert recipe.lr is not None
-    assert recipe.weight_decay is not None
     net, plan = build(recipe, prepared.dataset, seed=prepared.seed)
     _check_single_images(net, prepared, fabric.world_size)
     if recipe.channels_last:
@@ -360,18 +357,7 @@ def _trainer(
         checkpoint_activations(net)
     if recipe.compile:
         net.compile()
-    groups = param_groups(
-        net,
-        recipe.lr,
-        recipe.weight_decay,
-        plan=plan,
-        alpha_beta_lr=recipe.alpha_beta_lr,
-        alpha_beta_weight_decay=recipe.alpha_beta_weight_decay,
-        bias_lr=recipe.bias_lr,
-        bias_weight_decay=recipe.bias_weight_decay,
-    )
-    optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
-    keep_beta_positive(optimizer, net)
+    optimizer = optimizer_of(recipe, net, plan)
     model, _ = fabric.setup(net, optimizer)
     supply = supply_of(
         recipe,

@@ -68,6 +68,23 @@ def test_predict_without_images(kept, capsys):
     assert "give images, folders or patterns" in capsys.readouterr().err
 
 
+def test_what_is_no_network_or_no_list_is_named(trained, kept, capsys, tmp_path):
+    file = tmp_path / "net.onnx"
+    file.write_bytes(b"\xff\xfe")
+    before = sorted(trained.iterdir())
+    for words, code, message in (
+        (["predict", str(file), "x.png"], 1, "net.onnx is a file; give the folder of a run"),
+        (["evaluate", str(file)], 1, "net.onnx is a file; give the folder of a run"),
+        (["evaluate", str(kept), "--workers", "-1"], 2, "--workers must be at least 0"),
+        (["predict", str(kept), "--list", str(file)], 1, r"cannot read --list .*net.onnx \(it is no text\)"),
+        (["predict", str(kept), "--list", str(tmp_path / "no")], 1, r"--list .*no \(No such file or directory\)"),
+        (["export", str(trained), "--out", str(trained)], 2, "is the folder of a run"),
+    ):
+        assert main(words) == code
+        assert re.fullmatch(f"mpelu: error: .*{message}.*\n", capsys.readouterr().err)
+    assert sorted(trained.iterdir()) == before
+
+
 def test_export_says_what_it_checked(trained, tmp_path, capsys, threads):
     out = tmp_path / "net"
     assert main(["export", str(trained), "--out", str(out)]) == 0
@@ -90,7 +107,7 @@ def test_export_folds(tailored, tmp_path, capsys, threads):
 def test_export_needs_a_place(trained, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["export", str(trained)])
-    assert "out" in capsys.readouterr().err
+    assert "'mpelu export' needs --out, which was not given" in capsys.readouterr().err
 
 
 def test_evaluate_takes_an_export(trained, kept, capsys):

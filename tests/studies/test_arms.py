@@ -5,8 +5,9 @@ import pytest
 from mpelu.recipes import row
 from mpelu.report.grid import Cell
 from mpelu.studies import bottleneck, nonbottleneck, others, swapped
-from mpelu.studies.arms import Arm, Contest, cell, contested, errors_of, errors_text, factors_of
+from mpelu.studies.arms import Arm, Contest, cell, contested, errors_text, factors_of
 from mpelu.studies.beginning import measurements
+from mpelu.studies.fate import errors_of
 from mpelu.studies.jobs import Setting, key, key_of
 from tests.studies.by_error import training
 from tests.studies.contests import CPU, ends, judged
@@ -62,7 +63,7 @@ def test_what_diverged_counts_as_guessing_and_is_said():
     assert found.outcome == "confirmed"
     assert found.intervals[0].estimate == pytest.approx(90.0 - 20.08)
     assert "ELU diverged 5 of 5" in found.evidence
-    assert "5 of 10 trainings diverged" in found.evidence
+    assert "5 of 10 runs diverged" in found.evidence
 
 
 def test_a_cell_has_the_mean_of_what_came_to_its_end():
@@ -74,7 +75,7 @@ def test_a_cell_has_the_mean_of_what_came_to_its_end():
     assert shown.ours is not None
     assert (shown.paper, shown.ours.mean, shown.ours.n, len(shown.runs)) == ("6.43", 22.5, 4, 5)
     assert "diverged 1 of 5" in shown.text
-    assert errors_of(found, RELU) == [21.0, 22.0, 23.0, 24.0]
+    assert errors_of(found.present(RELU.jobs(CPU))) == [21.0, 22.0, 23.0, 24.0]
     assert "diverged 1 of 5" in errors_text(found, RELU)
     assert errors_text(found, ELU) == ""
 

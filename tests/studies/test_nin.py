@@ -60,6 +60,7 @@ def test_errors_are_compared(number, change, outcome):
     assert found.outcome == outcome
     assert len(found.runs) == len(CLAIMS[number].jobs(SETTING))
     assert "points" in found.evidence
+    assert ("Refuted at scale cpu" in found.evidence) == (outcome == "refuted")
     assert "widths 192" in found.differs
 
 

@@ -14,11 +14,13 @@ import pytest
 
 from mpelu.cli import main
 from mpelu.errors import UsageError
+from mpelu.report.finding import Finding
 from mpelu.report.summary import check_record
 from mpelu.studies import catalog, pool, reproduce
 from mpelu.studies.jobs import Measurement, Setting, Training, key, key_of
 from mpelu.studies.reproduce import Request
 from mpelu.studies.store import Store
+from mpelu.studies.study import Claim
 from mpelu.train import checkpoint
 from mpelu.train.records import read_metrics
 from mpelu.train.run import prepare, run
@@ -288,3 +290,61 @@ def test_runs_that_exceed_the_budget_are_stopped_and_saved(monkeypatch, place):
     board = reproduce.run(reproduce.plan(request), Store(request.results), request)
     assert [line.state for line in board.lines.values()] == ["stopped"]
     assert checkpoint.load(folder / "last.ckpt")["position"]["step"] >= 2
+
+
+def test_a_claim_that_cannot_be_judged_takes_no_other_down(capsys, monkeypatch, place):
+    def judge(results):
+        raise KeyError("layer")
+
+    broken = Claim(1, "It breaks.", lambda _: (), judge)
+    monkeypatch.setattr(fake, "CLAIMS", (broken, fake.claim(2, ())))
+    monkeypatch.setattr(fake, "EXHIBITS", ())
+    assert ask("all", "-v") == 1
+    printed, errors = capsys.readouterr()
+    assert "claim1: its records cannot be judged (KeyError: 'layer')" in printed
+    assert "claim2: confirmed" in printed
+    assert "in judge" in errors
+    assert ask("all", "--json") == 1
+    result = json.loads(capsys.readouterr().out)
+    assert (result["broken"], len(result["findings"])) == ({"claim1": "KeyError: 'layer'"}, 1)
+
+
+def test_dry_run_says_what_a_budget_would_choose(capsys, monkeypatch):
+    long = Measurement(f"{fake.HERE}:square", {"number": 7}, seconds=600.0)
+    offer(monkeypatch, long, *fake.squares((5,)))
+    words = ("all", "--dry-run", "--budget", "60s", "--workers", "2")
+    assert ask(*words) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"claim1 .* no .*\n.*claim2 .* yes ", text)
+    assert "60s with 2 workers: 1 of 2 fit, 1 jobs, 1 s of CPU time. Not: claim1;" in text
+    assert ask(*words, "--json") == 0
+    assert [json.loads(line)["fits"] for line in capsys.readouterr().out.splitlines()] == [False, True]
+
+
+def test_what_differs_is_labelled(capsys, monkeypatch):
+    found = Finding(1, "It holds.", "not run", "", (), "cpu", "digits", differs="8 images")
+    monkeypatch.setattr(fake, "CLAIMS", (Claim(1, "It holds.", lambda _: (), lambda _: found),))
+    monkeypatch.setattr(fake, "EXHIBITS", ())
+    assert ask("claim1") == 0
+    assert "differs from the paper: 8 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("claim53", "'claim53'; there are"),
+        ("clam3", "did you mean claim3?"),
+        ("fig5d164", "'mpelu train --recipe nopre164-mpelu' runs it"),
+    ],
+)
+def test_a_wrong_name_gets_a_hint_that_helps(name, hint):
+    with pytest.raises(UsageError, match=re.escape(hint)):
+        catalog.find(name)
+
+
+@pytest.mark.parametrize("text", ['{"schema": 1, "kind": "measurement"}\n', "[1]\n", '{"schema": 1, "study"\n{}\n'])
+def test_damaged_records_are_named(text, capsys, place):
+    (place / "results").mkdir()
+    (place / "results" / "measurements.jsonl").write_text(text)
+    assert ask("claim1") == 1
+    assert re.fullmatch(r"mpelu: error: results/measurements.jsonl .*\n", capsys.readouterr().err)

@@ -6,7 +6,7 @@ import pytest
 from mpelu.report.grid import Cell
 from mpelu.report.paper import lines
 from mpelu.studies import thirty
-from mpelu.studies.jobs import Setting, Training, key
+from mpelu.studies.jobs import SEEDS, Setting, Training, key
 from mpelu.studies.study import Results
 from tests.studies.trained import DIGITS, GUESSING, diverged, finished, results
 
@@ -38,7 +38,7 @@ def test_claim_21_holds_if_gaussian_is_flat_and_eq22_learns():
     finding = judged(21, by_start)
     assert finding.outcome == "confirmed"
     assert [interval.estimate for interval in finding.intervals[:2]] == [0.0, 1.0]
-    assert len(finding.runs) == 4 * thirty.SEEDS
+    assert len(finding.runs) == 4 * SEEDS
 
 
 def test_claim_21_fails_if_gaussian_learns_or_eq22_diverges():
@@ -132,7 +132,7 @@ def test_table_5_has_the_lines_of_the_paper_and_ours_beside():
     assert all(len(row) == len(grid.columns) for row in grid.rows)
     cells = {row[1:4]: row[4:] for row in grid.rows}
     error, outcome = cells["ELU", "no", "Eq. 22"]
-    assert (error.paper, error.ours.mean, error.ours.n) == ("37.08", 10.0, thirty.SEEDS)
+    assert (error.paper, error.ours.mean, error.ours.n) == ("37.08", 10.0, SEEDS)
     assert (outcome.paper, outcome.text) == ("converges", "learns 5 of 5")
     assert cells["ELU", "no", "Gaussian"][1].text == "flat 5 of 5"
     assert cells["MPELU(1,1) no decay", "yes", "Gaussian"][0] == Cell(

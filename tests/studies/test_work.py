@@ -3,7 +3,9 @@
 import pytest
 from PIL import Image
 
+from mpelu.errors import MpeluError
 from mpelu.studies import work
+from mpelu.studies.jobs import Measurement
 
 
 def write(folder, sizes):
@@ -36,3 +38,10 @@ def test_images_of_one_size_are_those_that_a_training_holds(tmp_path, decoded, m
     assert len(work.named(folder).train.labels) == 2
     assert work.named("digits").name == "digits"
     assert decoded == [folder, "digits"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    asked = Measurement("tests.studies.fake:square", {"number": 1})
+    with pytest.raises(MpeluError, match=r"cannot write to .*seed0: Not a directory; choose .* with --runs"):
+        work.measure(lambda _: None, measurement=asked, runs=tmp_path / "runs", study="x", device="cpu")
