@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,15 +21,18 @@ from mpelu.diagnostics.sampling import (
     channel_means,
     finite_moments,
     likeness,
+    moments,
     norm_of,
     of_pairs,
     products,
     sample,
     signal_to_noise,
+    without_autocast,
 )
 from mpelu.diagnostics.units import depths, unit_dims
 from mpelu.graph import Graph, Node, run
 from mpelu.graph.capture import eagerly
+from mpelu.ops import cpu
 
 SHOWN = ("input", "weight", "attention", "recurrent", "embedding", "activation", "norm", "sum", "opaque", "output")
 """Kinds that have a record."""
@@ -42,8 +45,11 @@ SATURATED = 0.01
 
 SECANT = 2**-8
 """Of the size of what an activation reads: over so much its slope is taken."""
+LEAST_STEP = 1e-30
 TOGETHER = 2**16
-"""Entries of samples that wait to be made numbers."""
+"""Entries of samples that wait for slopes to be worked out."""
+PAIRS_TOGETHER = 128
+"""Matrices of inner products that wait to be made numbers."""
 PAIRS = {"values": (likeness, ("correlation", "cosines")), "gradients": (signal_to_noise, ("gradient_snr",))}
 
 Slopes = Callable[[], tuple[float | None, float | None]]
@@ -115,25 +121,24 @@ class Observer:
         index = node.index
         if node.kind in PASSED or not output.is_floating_point() or not output.numel():
             return
-        with torch._C.DisableTorchFunction(), torch.no_grad(), _without_autocast(output.device.type):
+        with torch._C.DisableTorchFunction():
             self.measured[index] = self._look(node, output.detach())
             if output.requires_grad and index not in self._same_gradient:
                 output.register_hook(partial(self._see_gradient, index))  # type: ignore[no-untyped-call]  # untyped in torch
 
     def _look(self, node: Node, output: Tensor) -> Measured:
         unit = self.units[node.index] if output.dim() == len(node.shape) else -1
-        values = output if output.dtype in SINGLE else output.float()
-        found = Measured(math.nan, torch.linalg.vector_norm(values).item() ** 2 / values.numel())
-        if math.isfinite(found.second_moment):
-            self._means.append((found, channel_means(values, unit)))
-        else:
-            found.mean, found.second_moment, found.non_finite = finite_moments(values)
+        found = self._moments(output, unit)
         readers = self._activations[node.index]
         if node.kind == "norm" and not readers:
             return found
-        some = sample(values, unit, ENTRIES if readers or node.kind == "activation" else FEW).clone()
+        if not readers and node.kind == "weight":
+            self._wait(found, "values", output, unit, FEW)
+            return found
+        some = sample(output, unit, ENTRIES if readers or node.kind == "activation" else FEW)
+        some = some.clone(memory_format=torch.contiguous_format) if some.dtype in SINGLE else some.float()
         if node.kind not in QUIET:
-            self._wait(found, "values", some)
+            self._wait(found, "values", some, unit, some.numel())
         if node.kind not in ("weight", *QUIET):
             found.within = _within(some, unit)
         for reader in readers:
@@ -144,43 +149,54 @@ class Observer:
                 self._wait_for_slopes(found, partial(_slopes, node, points, some, unit), 2 * points.numel())
         return found
 
+    def _moments(self, output: Tensor, unit: int) -> Measured:
+        known = moments(output, unit)
+        if known is not None and math.isfinite(known[0]):
+            return Measured(known[1], known[0], known[2])
+        values = output if output.dtype in SINGLE else output.float()
+        found = Measured(math.nan, torch.linalg.vector_norm(values).item() ** 2 / values.numel())
+        if math.isfinite(found.second_moment):
+            self._means.append((found, channel_means(values, unit)))
+        else:
+            found.mean, found.second_moment, found.non_finite = finite_moments(values)
+        return found
+
     def _see_gradient(self, index: int, gradient: Tensor) -> None:
         found, gradient = self.measured[index], gradient.detach()
         found.gradient_norm = norm_of(gradient) / self._scale
         if self.graph.nodes[index].kind not in QUIET:
-            self._wait(found, "gradients", sample(gradient, self.units[index], FEW).clone())
+            self._wait(found, "gradients", gradient, self.units[index], FEW)
 
-    def _wait(self, found: Measured, name: str, some: Tensor) -> None:
-        if some.dim() > 1 and len(some) > 1:
-            self._pending.append((found, name, some))
-            self._held += some.numel()
-        if self._held > TOGETHER:
-            self._settle()
+    def _wait(self, found: Measured, name: str, values: Tensor, unit: int, entries: int) -> None:
+        if values.dim() > 1 and values.shape[0] > 1:
+            self._pending.append((found, name, products(values, unit, entries)))
+        if len(self._pending) > PAIRS_TOGETHER:
+            self._settle_pairs()
 
     def _wait_for_slopes(self, found: Measured, slopes: Slopes, entries: int) -> None:
         self._sloping.append((found, slopes))
         self._held += entries
         if self._held > TOGETHER:
-            self._settle()
+            self._settle_slopes()
 
-    def _settle(self) -> None:
-        """Make numbers of the samples that wait: one after the other they take half the time, and in groups less."""
-        with torch.no_grad(), _without_autocast("cpu"), _without_autocast("cuda"):
-            self._settle_samples()
-            self._settle_means()
-
-    def _settle_samples(self) -> None:
-        for found, slopes in self._sloping:
-            found.dead, found.saturated = slopes()
-        waiting: dict[tuple[str, torch.Size], list[tuple[Measured, Tensor]]] = defaultdict(list)
-        for found, name, tensor in self._pending:
-            waiting[name, tensor.shape].append((found, tensor))
+    def _settle_slopes(self) -> None:
+        """Work out the slopes that wait: one after the other they take half the time."""
+        with torch.no_grad(), without_autocast("cpu"), without_autocast("cuda"):
+            for found, slopes in self._sloping:
+                found.dead, found.saturated = slopes()
         self._sloping.clear()
-        self._pending.clear()
         self._held = 0
+
+    def _settle_pairs(self) -> None:
+        """Make numbers of the products that wait, of many at a time."""
+        waiting: dict[tuple[str, torch.Size], list[tuple[Measured, Tensor]]] = defaultdict(list)
+        for found, name, inner in self._pending:
+            waiting[name, inner.shape].append((found, inner))
+        self._pending.clear()
+        self._settle_means()
         for (name, _), items in waiting.items():
             function, fields = PAIRS[name]
-            numbers = of_pairs(function, products(torch.stack([tensor for _, tensor in items])))
+            numbers = of_pairs(function, torch.stack([inner for _, inner in items]).cpu().double().numpy())
             for (seen, _), own in zip(items, numbers, strict=True):
                 for field, value in zip(fields, own or (None,) * len(fields), strict=True):
                     setattr(seen, field, value)
@@ -220,15 +236,16 @@ class Observer:
         return handles
 
     def _see_own(self, name: str, stepped: Stepped | None, gradient: Tensor) -> None:
-        found = self.weighed[name]
-        with torch.no_grad():
-            found.gradient_norm = norm_of(gradient) / self._scale
-            if stepped is not None:
+        found, gradient = self.weighed[name], gradient.detach()
+        found.gradient_norm = norm_of(gradient) / self._scale
+        if stepped is not None:
+            with torch.no_grad():
                 found.step_norm = stepped(name, gradient)
 
     def records(self) -> tuple[LayerRecord, ...]:
         """Return a record for each node that has one, without predictions."""
-        self._settle()
+        self._settle_slopes()
+        self._settle_pairs()
         for index, other in sorted(self._same_gradient.items(), reverse=True):
             if index in self.measured and other in self.measured:
                 seen = self.measured[other]
@@ -281,18 +298,15 @@ def _together(norms: list[float | None]) -> float | None:
     return math.hypot(*known) if known else None
 
 
-def _without_autocast(kind: str) -> AbstractContextManager[object]:
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
-
 def _within(some: Tensor, unit: int) -> float | None:
     """Return E[x x'] / q of two positions, from the mean square of means over the positions of a sample."""
     positions = [dim for dim in range(1, some.dim()) if dim != unit]
     count = math.prod(some.shape[dim] for dim in positions)
-    total = some.square().mean().item()
+    total = norm_of(some) ** 2 / some.numel()
     if count < 2 or unit < 0 or not 0 < total < math.inf:
         return None
-    averaged = some.mean(positions).square().mean().item() / total
+    means = some.mean(positions)
+    averaged = norm_of(means) ** 2 / means.numel() / total
     return max(0.0, min(1.0, (averaged * count - 1) / (count - 1)))
 
 
@@ -313,9 +327,14 @@ def _slopes(node: Node, points: Tensor, values: Tensor, unit: int) -> tuple[floa
     # a module's forward is quicker than the function of the node, which takes any dtype
     single = points.dtype == values.dtype and node.source is not None
     of = node.source.forward if single and node.source is not None else node.function
+    if _alike(points, values):
+        beside, steps = cpu.step_aside(points, unit, SECANT, LEAST_STEP)
+        beside = of(beside)
+        if _alike(beside, values):
+            return cpu.shares(values, steps, beside, unit, SATURATED)
     axes = [dim for dim in range(points.dim()) if dim != unit]
     steps = points.abs()
-    steps = steps.add_(steps.mean(axes, keepdim=True)).mul_(SECANT).clamp_(min=1e-30)
+    steps = steps.add_(steps.mean(axes, keepdim=True)).mul_(SECANT).clamp_(min=LEAST_STEP)
     beside = of(points + steps)
     if beside.shape != values.shape:
         return None, None
@@ -326,6 +345,18 @@ def _slopes(node: Node, points: Tensor, values: Tensor, unit: int) -> tuple[floa
     steepest = float(largest[np.isfinite(largest)].max(initial=0.0))
     saturated = np.count_nonzero(found < SATURATED * steepest) / found.size if steepest else 1.0
     return float(np.count_nonzero(largest == 0) / largest.size), float(saturated)
+
+
+def _alike(some: Tensor, others: Tensor) -> bool:
+    """Return whether the compiled module can compare two samples, entry by entry."""
+    return (
+        some.shape == others.shape
+        and some.dtype == others.dtype
+        and some.is_contiguous()
+        and others.is_contiguous()
+        and cpu.readable(some)
+        and cpu.readable(others)
+    )
 
 
 def _same_gradients(graph: Graph) -> dict[int, int]:

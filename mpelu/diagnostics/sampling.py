@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from mpelu.ops import cpu
 
 ENTRIES = 2**12
 """Of a sample: one over its square root, 1.6 %, is about what a share or a correlation is good to."""
@@ -18,7 +21,8 @@ ALONE = 64
 """Examples that are looked at where there are no positions."""
 MANY = 2**17
 LEAST = 4
-"""Examples whose entries enter a mean at least; more do up to about MANY entries. Second moments and norms take all."""
+"""Examples whose entries enter a mean at least, where torch takes it; more do up to about MANY entries. Second moments
+and norms take all."""
 PIECE = 2**16
 """Entries that are copied at a time where all have to be looked at one by one."""
 SINGLE = (torch.float32, torch.float64)
@@ -63,8 +67,23 @@ def pieces(tensor: Tensor) -> list[Tensor]:
     return list(torch.split(tensor, max(1, PIECE // inner)))
 
 
+def moments(values: Tensor, unit: int) -> tuple[float, float, float | None] | None:
+    """Return mean square, mean and variance of the means of channels, of all entries; None where torch has to.
+
+    Args:
+        values: Shape ``(N, ...)``.
+        unit: The dim of the channels; -1 for none, and then there is no variance.
+    """
+    if not (cpu.readable(values) and cpu.is_dense(values)):
+        return None
+    square, mean, variance = cpu.moments(values, unit)
+    return square, mean, variance if unit >= 0 and values.shape[unit] > 1 else None
+
+
 def norm_of(tensor: Tensor) -> float:
     """Return the Euclidean norm; half types are summed in float32."""
+    if cpu.readable(tensor) and cpu.is_dense(tensor):
+        return math.sqrt(cpu.moments(tensor)[0] * tensor.numel())
     norm: float = torch.linalg.vector_norm(tensor if tensor.dtype in SINGLE else tensor.float()).item()
     return norm
 
@@ -80,7 +99,7 @@ def sample(tensor: Tensor, unit: int, entries: int = ENTRIES) -> Tensor:
         unit: The dim of the channels, counted from the left; -1 for none.
         entries: About how many are wanted.
     """
-    return tensor[_places(tuple(tensor.shape), unit, entries)]
+    return tensor[_places(tensor.shape, unit, entries)]
 
 
 @lru_cache(maxsize=4096)
@@ -108,19 +127,35 @@ def _others(dims: int, unit: int) -> list[int]:
     return [dim for dim in range(dims) if dim != unit]
 
 
-def products(some: Tensor) -> Products:
-    """Return the inner products of the examples of samples, at most MOST_EXAMPLES of each.
+def without_autocast(kind: str) -> AbstractContextManager[object]:
+    """Compute in the types that are given, on a kind of device."""
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
-    Args:
-        some: Samples of one shape, shape ``(k, n, ...)``.
+
+def products(tensor: Tensor, unit: int, entries: int) -> Tensor:
+    """Return the inner products of the examples of a sample, at most MOST_EXAMPLES; see :func:`sample`.
 
     Returns:
-        Shape ``(k, n, n)``.
+        Shape ``(n, n)``.
     """
-    rows = some[:, :MOST_EXAMPLES].flatten(2)
-    rows = rows if rows.dtype in SINGLE else rows.float()
-    found: Products = (rows @ rows.mT).cpu().double().numpy()
-    return found
+    if cpu.readable(tensor):
+        return cpu.products(tensor, *_layout(tensor.shape, tensor.stride(), unit, entries))
+    some = sample(tensor, unit, entries)[:MOST_EXAMPLES]
+    rows = (some if some.dtype in SINGLE else some.float()).flatten(1)
+    with without_autocast(some.device.type):
+        return rows @ rows.mT
+
+
+@lru_cache(maxsize=4096)
+def _layout(
+    shape: tuple[int, ...], strides: tuple[int, ...], unit: int, entries: int
+) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Return sizes and strides of a sample, as of its first MOST_EXAMPLES examples, and where it begins."""
+    places = _places(shape, unit, entries)
+    sizes = [len(range(size)[place]) for place, size in zip(places, shape, strict=True)]
+    start = sum(place.start * stride for place, stride in zip(places, strides, strict=True))
+    steps = tuple(place.step * stride for place, stride in zip(places, strides, strict=True))
+    return (min(sizes[0], MOST_EXAMPLES), *sizes[1:]), steps, start
 
 
 def likeness(inner: Products) -> Numbers:

@@ -10,6 +10,7 @@ from mpelu.graph import Graph, Node, UnknownNodeError
 from mpelu.init.calibrate import Target
 from mpelu.init.fans import Taps
 from mpelu.init.fill import MATRICES
+from mpelu.init.joining import factor
 from mpelu.init.laws import Laws
 from mpelu.init.rows import AS_IS, THROUGH, PlanRow
 from mpelu.init.rules import METHODS, PUBLISHED, Choice, Question, slope
@@ -133,9 +134,8 @@ class Choices:
 
     def _read(self, node: Node, signals: Sequence[Signal]) -> Signal:
         """Return what a call reads; of a bilinear one, whose two inputs are multiplied, their product."""
-        reads = signals[node.inputs[0]]
-        for index in node.inputs[1:]:
-            other = signals[index]
+        reads, *others = (factor(self._graph.nodes[index], signals[index]) for index in node.inputs)
+        for other in others:
             reads = replace(
                 reads,
                 mean=reads.mean * other.mean,

@@ -123,6 +123,7 @@ def combined(graph: Graph, node: Node, before: Sequence[Signal]) -> Signal:
     def joint(correlations: Sequence[float | None]) -> float | None:
         return None if None in correlations else math.prod(correlation or 0.0 for correlation in correlations)
 
+    before = [factor(graph.nodes[index], part) for index, part in zip(node.inputs, before, strict=True)]
     known = node.op == "mul" and _apart(before) and not before[0].names & before[-1].names
     shapes = [graph.nodes[index].shape for index in node.inputs]
     return replace(
@@ -136,6 +137,13 @@ def combined(graph: Graph, node: Node, before: Sequence[Signal]) -> Signal:
         assumed=first(part.assumed for part in before) or ("" if known else node.name),
         unknown=first(part.unknown for part in before),
     )
+
+
+def factor(node: Node, signal: Signal) -> Signal:
+    """Take a constant of which nothing is known, such as a mask that the model makes, for ones as a factor."""
+    if node.kind != "constant" or signal.assumed != node.name:
+        return signal
+    return replace(signal, mean=1.0, second_moment=1.0, within=1.0, across=1.0)
 
 
 def _gated(node: Node, signal: Signal) -> Signal:

@@ -49,7 +49,10 @@ class Elementwise:
             values = self._call(repeated)
             if not values.requires_grad:
                 return values, torch.zeros_like(values)
-            (slopes,) = torch.autograd.grad(values.sum(), repeated, allow_unused=True)
+            try:
+                (slopes,) = torch.autograd.grad(values.sum(), repeated, allow_unused=True)
+            except RuntimeError as error:
+                raise UsageError(f"{self.name} has no derivative: {error}") from error
         return values.detach(), torch.zeros_like(values) if slopes is None else slopes
 
     def _repeated(self, points: Tensor) -> Tensor:

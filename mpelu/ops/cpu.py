@@ -1,5 +1,7 @@
 """MPELU on CPU: one pass over memory forward and one backward, by a compiled module that knows nothing of torch.
 
+Beside it statistics of any tensor, of which a diagnosis takes a thousand: several operators of torch in one call.
+
 The module is built from ``csrc``. It takes threads from torch's own pool, so torch has to be loaded first.
 """
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from mpelu.errors import UsageError
 from mpelu.ops.fused import channel_stride
+from mpelu.ops.plain import is_plain
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 """The number that the compiled module knows a dtype by."""
@@ -112,3 +115,83 @@ def _backward(
         grad_beta.data_ptr(),
     )
     return grad_x, grad_alpha, grad_beta
+
+
+def readable(x: Tensor) -> bool:
+    """Return whether statistics can be taken here of a tensor; else torch has to take them.
+
+    A compiled part that was built from older sources has none.
+    """
+    return is_plain(x) and x.is_cpu and supports(x) and hasattr(_kernels(), "moments")
+
+
+def is_dense(x: Tensor) -> bool:
+    """Return whether elements lie side by side, as in contiguous or channels-last tensors."""
+    return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+
+
+def moments(x: Tensor, unit: int = -1) -> tuple[float, float, float]:
+    """Return mean square, mean, and variance of the means of channels, of a readable and dense tensor, in one pass.
+
+    Args:
+        x: Any shape.
+        unit: The dim of the channels, not negative; -1 for none.
+    """
+    found: tuple[float, float, float] = _kernels().moments(*_layout(x, unit), torch.get_num_threads(), x.data_ptr())
+    return found
+
+
+def _layout(x: Tensor, unit: int) -> tuple[int, int, int, int]:
+    """Return the number of the dtype, and how many elements, channels, and elements of a channel in a row there are."""
+    channels = x.shape[unit] if unit >= 0 else 1
+    return _DTYPES[x.dtype], x.numel(), channels, x.stride(unit) if channels > 1 else x.numel()
+
+
+def products(x: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...], start: int) -> Tensor:
+    """Return the inner products of examples that lie in a readable tensor; they are copied for it.
+
+    Args:
+        x: Any shape.
+        sizes: Of what is taken from it, shape ``(n, ...)``.
+        strides: Its strides, in elements.
+        start: Where it begins, in elements behind the first of x.
+
+    Returns:
+        Shape ``(n, n)``, float64.
+    """
+    found = torch.empty((sizes[0], sizes[0]), dtype=torch.float64)
+    address = x.data_ptr() + start * x.element_size()
+    _kernels().products(_DTYPES[x.dtype], sizes, strides, address, found.data_ptr())
+    return found
+
+
+def step_aside(x: Tensor, unit: int, share: float, least: float) -> tuple[Tensor, Tensor]:
+    r"""Return points beside those of a readable and dense tensor, and how far off they are.
+
+    Args:
+        x: float32 or float64.
+        unit: The dim of the channels, not negative; -1 for none.
+        share: Of \|x\| + m, m the mean of \|x\| in the channel: that is the step.
+        least: Smallest step.
+    """
+    steps, beside = torch.empty_like(x), torch.empty_like(x)
+    _kernels().step_aside(*_layout(x, unit), share, least, x.data_ptr(), steps.data_ptr(), beside.data_ptr())
+    return beside, steps
+
+
+def shares(y: Tensor, steps: Tensor, beside: Tensor, unit: int, little: float) -> tuple[float, float]:
+    """Return the share of channels whose slopes are all 0, and that of slopes that are small.
+
+    Args:
+        y: Values of an activation; the three are readable, of one layout, and float32 or float64.
+        steps: As :func:`step_aside` gave them.
+        beside: Values at the points beside; they are written over.
+        unit: The dim of the channels, not negative; -1 where each entry of an example is one.
+        little: Slopes below so much of the steepest are small.
+    """
+    dtype, size, channels, inner = _layout(y, unit)
+    if unit < 0:
+        channels, inner = size // len(y), 1
+    addresses = y.data_ptr(), steps.data_ptr(), beside.data_ptr()
+    found: tuple[float, float] = _kernels().shares(dtype, size, channels, inner, little, *addresses)
+    return found

@@ -1,5 +1,6 @@
 """A run: recipe and seed become a network, a folder, and at the end one record."""
 
+import atexit
 import csv
 import dataclasses
 import hashlib
@@ -383,8 +384,20 @@ def _fabric(device: str, precision: str) -> Fabric:
         strategy="ddp" if processes > 1 else "auto",
         precision="bf16-mixed" if precision == "bf16" else "32-true",
     )
+    joined_before = torch.distributed.is_initialized()
     fabric.launch()
+    if torch.distributed.is_initialized() and not joined_before:
+        atexit.register(_leave_group)
     return fabric
+
+
+def _leave_group() -> None:
+    """Leave the group of processes before the interpreter ends: gloo's threads, still running, abort it now and then.
+
+    Fabric does so for NCCL alone.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _check_batches(prepared: Prepared, processes: int) -> None:

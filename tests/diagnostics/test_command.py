@@ -53,7 +53,7 @@ def typed(line: str, *more: str) -> int:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ("diagnose", 2, "model"),
+        ("diagnose", 2, "needs MODEL, which was not given"),
         ("diagnose plian30", 2, r"unknown model 'plian30'; did you mean plain30\?"),
         ("diagnose net.py:build", 2, "net.py:build needs --shape"),
         ("diagnose net.py:build --shape 3,x", 2, "--shape must be positive whole numbers"),

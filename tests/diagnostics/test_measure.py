@@ -11,6 +11,7 @@ from mpelu.diagnostics.sampling import ENTRIES, channel_means, finite_moments, p
 from mpelu.diagnostics.units import unit_dims
 from mpelu.graph import read
 from mpelu.nn import MPELU
+from mpelu.ops import cpu
 from tests.cases import normal
 
 SMALL = [
@@ -225,3 +226,30 @@ def test_observed_sees_an_ordinary_step_and_does_not_change_it():
         assert ours.name == theirs.name
         assert ours.second_moment == pytest.approx(theirs.second_moment)
         assert ours.gradient_norm == pytest.approx(theirs.gradient_norm)
+
+
+@over_small
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_records_are_the_same_without_the_compiled_part(build, shape, dtype, monkeypatch):
+    torch.manual_seed(0)
+    model, x = build().to(dtype), normal(*shape, seed=1, dtype=dtype)
+    found = []
+    for readable in (cpu.readable, lambda tensor: False):
+        monkeypatch.setattr(cpu, "readable", readable)
+        found.append(diagnose(model, x, predict=False, jacobian=False).records)
+    for ours, theirs in zip(*found, strict=True):
+        for name, value in vars(theirs).items():
+            # sums of some hundred float32 numbers; means are differences of them
+            wanted = pytest.approx(value, rel=1e-5, abs=1e-6) if isinstance(value, float) else value
+            assert getattr(ours, name) == wanted, name
+
+
+def test_half_types_and_expanded_gradients_are_measured():
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1)).to(torch.bfloat16)
+    x = normal(8, 2, 6, 6, seed=1, dtype=torch.float32).to(torch.bfloat16)
+    found = diagnose(model, x, lambda output: output.sum(), predict=False, jacobian=False)
+    exact = model(x).detach().double()
+    assert found["2"].second_moment == pytest.approx(exact.square().mean().item(), rel=1e-5)
+    assert found["2"].gradient_norm == pytest.approx(math.sqrt(exact.numel()))  # each entry has the gradient 1
+    assert found["2"].correlation == pytest.approx(mean_cosine(exact.flatten(1).float()), abs=1e-4)
+    assert found["2"].gradient_snr == math.inf

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mpelu.graph import Graph, read, run
 from mpelu.graph.calls import replaced
-from mpelu.init import initialize
+from mpelu.init import initialize, plan
 from mpelu.init.calibrate import in_training
 from mpelu.init.choosing import Choices, Wishes
 from mpelu.init.pooling import _between, maximum
@@ -244,3 +244,38 @@ def test_maxima_of_two_examples_are_as_alike_as_simulated(apart, alike):
     found = _between(apart, alike, shared - mean**2, second_moment - mean**2)
     # lines between points that are exact; what they stand for is convex, and 0.112 of the variance below at (0.8, 0)
     assert found == pytest.approx(simulated, abs=0.12 * (second_moment - mean**2))
+
+
+class Masked(nn.Module):
+    """A mask and places that the model makes anew in each pass: the one is multiplied, a weight reads the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.places, self.last = nn.Linear(8, 16), nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x) * torch.ones(len(x)).unsqueeze(1)
+        return self.last(torch.relu(x + self.places(torch.arange(4.0).sin().repeat(len(x), 1))))
+
+
+def test_constants_that_are_multiplied_are_taken_for_ones():
+    rows = {row.parameter: row for row in plan(Masked(), torch.zeros(5, 8), method="second_moment").rows}
+    for name, fan_in in (("first", 8), ("places", 4), ("last", 16)):  # relu halves the sum of two signals
+        assert rows[f"{name}.weight"].std == pytest.approx(1 / math.sqrt(fan_in)), name
+
+
+class Sorted(nn.Module):
+    """Examples in the order of experts, as mixtures of experts sort them: there are integers on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.last = nn.Linear(6, 2), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        best = self.router(x).topk(2).indices.flatten()
+        return self.last(x[best.argsort() // 2])
+
+
+def test_integers_on_the_way_are_no_signal():
+    weights = {row.parameter for row in plan(Sorted(), torch.zeros(5, 6)).rows}
+    assert {"router.weight", "last.weight"} <= weights

@@ -94,6 +94,7 @@ def test_sizes_that_disagree_need_the_number_of_channels():
         (lambda x: None, "NoneType came out"),
         (lambda x: x @ torch.eye(3), "could not be evaluated"),
         (nn.PReLU(2, device="meta"), "meta device"),
+        (lambda x: x // 2, "has no derivative"),
         ("relu", "must be a module or a function"),
     ],
 )

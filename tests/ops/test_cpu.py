@@ -1,5 +1,6 @@
 """The compiled module, with every instruction set of this machine, against float64 and against the reference."""
 
+import math
 import subprocess
 import sys
 import threading
@@ -324,6 +325,81 @@ libraries = {line.split()[-1] for line in maps if "libgomp" in line}
 assert len(libraries) == 1, libraries
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_moments_agree_with_float64_in_every_layout(instruction_set, dtype, layout):
+    x = random_like(layout, dtype) + 0.5
+    exact = x.double()
+    for unit in (-1, *([1] if x.dim() > 1 else [])):
+        means = exact.mean([dim for dim in range(x.dim()) if dim != unit]) if unit > 0 else exact.mean()
+        square, mean, variance = cpu.moments(x, unit)
+        # a term of a sum of 8 is rounded 8 times, and the rest is added in double
+        assert square == pytest.approx(exact.square().mean().item(), rel=8 * 2**-24)
+        assert mean == pytest.approx(exact.mean().item(), abs=8 * 2**-24 * exact.abs().mean().item())
+        assert variance == pytest.approx(means.var(correction=0).item(), rel=1e-5, abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(64, 32, 33), (300, 700), (5, 3, 200, 200)], ids=str)
+def test_moments_do_not_depend_on_threads(instruction_set, shape):
+    x = random_like(torch.empty(shape), torch.float32)
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            found.append(cpu.moments(x, 1))
+        finally:
+            torch.set_num_threads(before)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("shape", [(6, 5, 9, 11), (2, 3, 65, 67), (37, 7)], ids=str)
+def test_one_number_that_is_not_finite_is_seen_by_moments(instruction_set, shape, value):
+    for place in (0, -1):
+        x = torch.ones(shape)
+        x.view(-1)[place] = value
+        assert not math.isfinite(cpu.moments(x, 1)[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_products_of_any_strides(instruction_set, dtype):
+    x = random_like(torch.empty(7, 5, 9, 41), dtype)
+    for view in (x, x[1::2, :, 4:, ::8], x[:, :1, :1, :1], x.permute(2, 0, 3, 1)[:, 3]):
+        start = view.storage_offset() - x.storage_offset()
+        rows = view.double().flatten(1)
+        sizes = rows.norm(dim=1)
+        error = (cpu.products(x, tuple(view.shape), view.stride(), start) - rows @ rows.mT).abs()
+        assert (error <= 16 * 2**-24 * sizes.outer(sizes)).all()  # sums of 16 go on in double
+
+
+@pytest.mark.parametrize("unit", [-1, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_shares_are_those_of_a_plain_loop(dtype, unit):
+    x = random_like(torch.empty(6, 5, 4, 3), dtype) * torch.tensor([1e-3, 1.0, 10.0]).to(dtype)
+    x[:, 2] = -5.0
+    beside, steps = cpu.step_aside(x, unit, 0.25, 1e-30)
+    means = x.abs().mean([dim for dim in range(4) if dim != unit], keepdim=True)
+    torch.testing.assert_close(steps, 0.25 * (x.abs() + means))
+    torch.testing.assert_close(beside, x + steps)
+    y, moved = torch.tanh(x), torch.tanh(beside)
+    y[:, 2] = moved[:, 2] = -1.0
+    y[0, 0, 0, 0] = math.nan
+    slopes = (moved - y).abs() / steps
+    channels = (slopes.movedim(unit, 0) if unit > 0 else slopes.flatten(1).mT).flatten(1).amax(1)
+    steepest = channels[channels.isfinite()].max()
+    dead, flat = cpu.shares(y, steps, moved, unit, 0.01)
+    assert dead == pytest.approx((channels == 0).double().mean().item())
+    assert flat == pytest.approx((slopes < 0.01 * steepest).double().mean().item())
+    assert dead == pytest.approx(0.0 if unit == 2 else 0.2)
+    assert flat > 0.2
+
+
+def test_nothing_is_steep_where_all_slopes_are_0():
+    y, steps = torch.ones(3, 4), torch.ones(3, 4)
+    assert cpu.shares(y, steps, y.clone(), 1, 0.01) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("name", ["NCHW", "channels_last", "N C", "vector", "NCHW, small planes"])

@@ -222,10 +222,92 @@ void backward_rows(const T* grad, const T* x, T* grad_x, std::int64_t rows, std:
   }
 }
 
+// Sums of four registers at a time, so that an addition does not wait for the one before.
+constexpr int kTogether = 4;
+
+template <class C>
+struct Powers {
+  Lanes<C> sum{}, squares{};
+  void add(Lanes<C> x) {
+    sum += x;
+    squares = fma(x, x, squares);
+  }
+};
+
+template <class T, class C = Compute<T>>
+void moments_plane(const T* x, std::int64_t size, double* sum, double* squares) {
+  Doubles total_sum{}, total_squares{};
+  std::int64_t i = 0;
+  while (i < size) {
+    Powers<C> powers[kTogether];
+    for (int k = 0; k < kChain && i + kTogether * kLanes<T> <= size; ++k, i += kTogether * kLanes<T>)
+      for (int j = 0; j < kTogether; ++j) powers[j].add(load(x + i + j * kLanes<T>));
+    if (size - i < kTogether * kLanes<T>) {
+      for (; i + kLanes<T> <= size; i += kLanes<T>) powers[0].add(load(x + i));
+      if (int rest = size - i) powers[1].add(load(x + i, rest));
+      i = size;
+    }
+    add_to(total_sum, (powers[0].sum + powers[1].sum) + (powers[2].sum + powers[3].sum));
+    add_to(total_squares, (powers[0].squares + powers[1].squares) + (powers[2].squares + powers[3].squares));
+  }
+  *sum = total(total_sum);
+  *squares = total(total_squares);
+}
+
+template <class T, class C = Compute<T>>
+void moments_rows(const T* x, std::int64_t rows, std::int64_t columns, std::int64_t stride, double* sums,
+                  double* squares) {
+  alignas(kRegisterBytes) C of_column[kBlockColumns + kPadding];
+  for (std::int64_t i = 0; i < columns; ++i) sums[i] = 0;
+  Doubles total_squares{};
+  for (std::int64_t row = 0; row < rows;) {
+    for (std::int64_t i = 0; i < columns + kLanes<T>; ++i) of_column[i] = 0;
+    for (int chain = 0; chain < kChain && row < rows; ++chain, ++row, x += stride) {
+      std::int64_t i = 0;
+      while (i < columns) {
+        Powers<C> powers[kTogether];
+        auto add = [&](std::int64_t at, int j, Lanes<C> values) {
+          powers[j].add(values);
+          store(of_column + at, load(of_column + at) + values);
+        };
+        for (int k = 0; k < kChain && i + kTogether * kLanes<T> <= columns; ++k, i += kTogether * kLanes<T>)
+          for (int j = 0; j < kTogether; ++j) add(i + j * kLanes<T>, j, load(x + i + j * kLanes<T>));
+        if (columns - i < kTogether * kLanes<T>) {
+          for (; i + kLanes<T> <= columns; i += kLanes<T>) add(i, 0, load(x + i));
+          if (int rest = columns - i) add(i, 1, load(x + i, rest));
+          i = columns;
+        }
+        add_to(total_squares, (powers[0].squares + powers[1].squares) + (powers[2].squares + powers[3].squares));
+      }
+    }
+    for (std::int64_t i = 0; i < columns; ++i) sums[i] += of_column[i];
+  }
+  *squares = total(total_squares);
+}
+
+template <class T, class C = Compute<T>>
+void products(const T* x, std::int64_t count, std::int64_t stride, double* found) {
+  for (std::int64_t row = 0; row < count; ++row)
+    for (std::int64_t first = 0; first <= row; first += kTogether) {
+      Doubles totals[kTogether]{};
+      const T* others[kTogether];
+      for (int j = 0; j < kTogether; ++j) others[j] = x + (first + j <= row ? first + j : row) * stride;
+      for (std::int64_t i = 0; i < stride;) {
+        Lanes<C> sums[kTogether]{};
+        for (int k = 0; k < 2 * kChain && i < stride; ++k, i += kLanes<T>) {
+          Lanes<C> values = load(x + row * stride + i);
+          for (int j = 0; j < kTogether; ++j) sums[j] = fma(values, load(others[j] + i), sums[j]);
+        }
+        for (int j = 0; j < kTogether; ++j) add_to(totals[j], sums[j]);
+      }
+      for (int j = 0; j < kTogether && first + j <= row; ++j) found[row * count + first + j] = total(totals[j]);
+    }
+}
+
 template <class T>
 constexpr Kernels<T> kernels_of() {
   return {forward_plane<T>, forward_rows<T>, {backward_plane<T, false>, backward_rows<T, false>},
-          {backward_plane<T, true>, backward_rows<T, true>}};
+          {backward_plane<T, true>, backward_rows<T, true>}, {moments_plane<T>, moments_rows<T>, products<T>}};
 }
 
 }  // namespace

@@ -77,6 +77,16 @@ struct Backward {
                Parameters<C> parameters, Totals totals);
 };
 
+// What statistics need of a tensor x: sums, and the sum of squares in one number. Sums are one number for a plane and
+// one for every column of rows. `products` gives those of all pairs of `count` examples, which lie `stride` elements apart,
+// a multiple of kPadding, with zeros up to there; only found[i * count + j] with j <= i is written.
+template <class T>
+struct Moments {
+  void (*plane)(const T* x, std::int64_t size, double* sum, double* squares);
+  void (*rows)(const T* x, std::int64_t rows, std::int64_t columns, std::int64_t stride, double* sums, double* squares);
+  void (*products)(const T* x, std::int64_t count, std::int64_t stride, double* found);
+};
+
 // A plane has one alpha and one beta. Rows lie `stride` elements apart, at most kBlockColumns of them wide, and have
 // parameters of their own in every column, which can be read up to the next full register.
 template <class T>
@@ -89,6 +99,7 @@ struct Kernels {
                        Parameters<C> parameters);
   Backward<T> backward;
   Backward<T> backward_from_output;  // given y for x; right where alpha beta > 0
+  Moments<T> moments;
 };
 
 struct InstructionSet {

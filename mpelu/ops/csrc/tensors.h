@@ -53,12 +53,14 @@ void for_each_item(Index items, Shape shape, int threads, Function function) {
 }
 
 // Calls function(number, channel, offset, size) for all pieces of planes; an item is one piece or several short planes.
-template <class Function>
+// The last ones may come first.
+template <bool from_the_end = false, class Function>
 void for_each_piece(Shape shape, int threads, Function function) {
   Index planes = shape.outer * shape.channels, pieces = divide_up(shape.inner, kPlaneItem);
   Index together = std::max<Index>(1, kPlaneItem / shape.inner);
-  for_each_item(divide_up(planes * pieces, together), shape, threads, [&](Index item) {
-    Index first = item * together, end = std::min(first + together, planes * pieces);
+  Index items = divide_up(planes * pieces, together);
+  for_each_item(items, shape, threads, [&](Index item) {
+    Index first = (from_the_end ? items - 1 - item : item) * together, end = std::min(first + together, planes * pieces);
     Index plane = first / pieces, start = first % pieces * kPlaneItem, channel = plane % shape.channels;
     for (Index number = first; number < end; ++number, ++plane) {
       function(number, channel, plane * shape.inner + start, std::min(kPlaneItem, shape.inner - start));
