@@ -20,8 +20,8 @@ SHOWN = {"text", "json", "yaml", "toml"}
 FENCED = RawFencedCodeBlockLexer(re.compile(r"(?P<language>[^\n{ ]*)[^\n]*\n"))
 REASON = re.compile(r"^ *<!-- not run:?(?P<reason>(?:(?!-->).)*)-->(?:[ \t]*\n)+", re.DOTALL | re.MULTILINE)
 PICTURE = re.compile(r"\]\((?:docs/)?pictures/(?P<name>[\w-]+\.svg)\)")
-HASH = re.compile(r"m[0-9a-f]{10}\b")
-"""Names that matplotlib gives to shapes, after their numbers."""
+HASH = re.compile(r"\b[mp][0-9a-f]{10}\b")
+"""Names that matplotlib gives to shapes and clips, after their numbers."""
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 TESTED = {"train-loss.svg"}
 """Pictures that are drawn from results/, where tests/test_results.py draws them again."""

@@ -29,6 +29,8 @@ WORDS_FOR_NORMALIZED = (
     "the gradient grows like the number of blocks, and not by a factor in each layer",
 )
 """No call mends a deep net that is normalized in every layer and has activations that cannot be tailored."""
+NAMED = 4
+"""Parameters that a call names one by one."""
 LEAKY = (nn.ReLU, nn.LeakyReLU, nn.PReLU)
 
 
@@ -151,6 +153,19 @@ def hand_over(names: Sequence[str]) -> Advice:
     """Give parameters to the optimizer."""
     parameters = ", ".join(f"model.get_parameter({name!r})" for name in names)
     return f"optimizer.add_param_group({{'params': [{parameters}]}})", "the optimizer moves the layer"
+
+
+def hand_over_shapes(names: Sequence[str]) -> Advice:
+    """Give parameters of activations to the optimizer, those of a deep net in a line that does not name each."""
+    ends = {name.rpartition(".")[2] for name in names}
+    if len(names) <= NAMED:
+        return hand_over(names)[0], "alpha and beta are learned" if ends <= {
+            "alpha",
+            "beta",
+        } else "the units are learned"
+    missing = "not any(own is held for group in optimizer.param_groups for held in group['params'])"
+    call = f"optimizer.add_param_group({{'params': [own for own in model.parameters() if {missing}]}})"
+    return call, "they are learned; mpelu.param_groups(model) gives a new optimizer the rates of the paper too"
 
 
 def standardize(net: Net, node: Node) -> Advice:

@@ -6,6 +6,7 @@ from statistics import median
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mpelu.diagnostics import advice
 from mpelu.diagnostics.layers import Layer, Net
@@ -233,6 +234,28 @@ def frozen(net: Net) -> Iterator[Finding]:
         if layer not in off and names and not any(parameters[name].data_ptr() in held for name in names):
             cause = f"frozen layer: the optimizer does not hold {names[0]}, or its learning rate is 0"
             yield Finding("dead gradient", layer.name, None, cause, *advice.hand_over(names))
+    yield from _fixed_shapes(net, net.optimizer, parameters)
+
+
+def _fixed_shapes(net: Net, optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> Iterator[Finding]:
+    """Find parameters of activations that the optimizer does not know; all of them are one finding, at the first."""
+    held = {parameter.data_ptr() for group in optimizer.param_groups for parameter in group["params"]}
+    uses = [
+        (node.name, name)
+        for node in net.graph.nodes
+        if node.kind == "activation"
+        for names in node.parameters.values()
+        for name in names
+        if name in parameters and parameters[name].requires_grad and parameters[name].data_ptr() not in held
+    ]
+    if uses:
+        names = list(dict.fromkeys(name for _, name in uses))
+        more = f" and {len(names) - 1} more parameters of activations" if len(names) > 1 else ""
+        cause = (
+            f"frozen activation: the optimizer does not hold {names[0]}{more}; one that was made before mpelu.convert "
+            f"or mpelu.tailor does not know what they put in"
+        )
+        yield Finding("dead gradient", uses[0][0], None, cause, *advice.hand_over_shapes(names))
 
 
 def _trainable(layer: Layer, parameters: Mapping[str, Tensor]) -> bool:

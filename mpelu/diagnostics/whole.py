@@ -174,7 +174,12 @@ def gain_cause(net: Net, found: _Candidate) -> tuple[str, bool]:
     """Say what is wrong with the weights of layers in which signal or gradient drift, and whether anything is."""
     layers = found.layers
     if net.normalized:
-        return "normalization in every layer and no skip connections: the gradient grows in each of them", True
+        if found.drift.decades > 0:
+            return "normalization in every layer and no skip connections: the gradient grows in each of them", True
+        return (
+            "normalization in every layer, and yet the gradient shrinks in each of them, as it does in evaluation mode "
+            "where the running statistics are larger than those of this input"
+        ), True
     fed = [(layer, node) for layer in layers if (node := net.activation_before(layer)) is not None and layer.variance]
     if not fed:
         return "no activation feeds the weights, and their gain is not 1", False

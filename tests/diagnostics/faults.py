@@ -280,6 +280,15 @@ def forgotten(built: Built, seed: int) -> None:
     built.optimizer = torch.optim.SGD(left, lr=0.1)
 
 
+def too_early(built: Built, seed: int) -> None:
+    """The optimizer was made before the units had parameters."""
+    units = {name: module for name, module in built.model.named_modules() if isinstance(module, mpelu.MPELU)}
+    built.layer = next(iter(units))
+    shapes = {id(parameter) for unit in units.values() for parameter in unit.parameters()}
+    left = [parameter for parameter in built.model.parameters() if id(parameter) not in shapes]
+    built.optimizer = torch.optim.SGD(left, lr=0.1)
+
+
 def not_a_number(value: float) -> Fault:
     def plant(built: Built, seed: int) -> None:
         built.layer, module = inner(built.model, seed)
@@ -402,6 +411,10 @@ FAULTY = [
          "dead gradient", "frozen layer"),
     Case("relu 20, a layer not in the optimizer", planted(initialized(deep("relu", 20)), forgotten),
          "dead gradient", "frozen layer"),
+    Case("mpelu 20, made before the optimizer knew of alpha", planted(tailored(deep("mpelu", 20)), too_early),
+         "dead gradient", "frozen activation"),
+    Case("mpelu 2, made before the optimizer knew of alpha", planted(initialized(deep("mpelu", 2)), too_early),
+         "dead gradient", "frozen activation"),
     Case("relu 10 with detach()", detached, "dead gradient", "no gradient reaches", call=False),
     Case("relu 100, NaN in a weight", planted(tailored(deep("relu", 100)), not_a_number(float("nan"))),
          "non-finite", "non-finite parameter"),

@@ -71,6 +71,17 @@ def test_the_fault_is_found_where_it_was_planted_and_the_advice_mends_it(case: C
         assert mended.state == "healthy", mended.summary
 
 
+def test_normalization_that_shrinks_is_not_said_to_grow() -> None:
+    torch.manual_seed(SEED)
+    model = nn.Sequential(
+        *(layer for _ in range(20) for layer in (nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU())), nn.Linear(64, 4)
+    ).eval()
+    verdict = mpelu.diagnose(model, torch.randn(32, 64), training=False).verdict
+    assert verdict.state == "vanishing"
+    assert "the gradient shrinks in each of them" in verdict.findings[0].cause
+    assert "grows" not in verdict.findings[0].cause
+
+
 @pytest.mark.parametrize("factor", [0.8, 1.2])
 @pytest.mark.parametrize("unit", ["relu", "tanh"])
 def test_rate_of_a_wrong_gain(unit: str, factor: float) -> None:
