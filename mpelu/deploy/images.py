@@ -103,14 +103,16 @@ def decode(content: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
     except UNREADABLE as error:
         shown = "no known format" if isinstance(error, UnidentifiedImageError) else first_line(error)
         raise DataError(f"the bytes are not a whole image ({shown})") from error
-    return _opaque(upright)
+    return _opaque(image)
 
 
 def _opaque(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
     if image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", None)):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
@@ -139,7 +141,8 @@ def pixels(image: Image.Image, description: Description) -> Pixels:
         uint8, shape ``(H, W, C)``: of data in memory, before the crop; of photographs, behind it.
     """
     channels, height, width = description.data.image_shape
-    wanted = image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    wanted = image if image.mode == mode else image.convert(mode)
     if isinstance(description.data, Photographs):
         wanted, _ = window(wanted, description.data.view)
     elif wanted.size != (width, height):
