@@ -3,6 +3,7 @@
 usage: torchrun --nproc-per-node 2 two_processes.py FOLDER
 """
 
+import atexit
 import json
 import os
 import sys
@@ -14,12 +15,18 @@ from mpelu.train.recipe import Recipe
 from mpelu.train.run import prepare, run
 
 
+def note_group(folder: Path) -> None:
+    """Write down whether this process, at its very end, is still in a group."""
+    (folder / f"joined{os.environ.get('RANK', '0')}.json").write_text(json.dumps(torch.distributed.is_initialized()))
+
+
 def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     recipe = Recipe(
         model="plain9", width=4, batch_norm=True, data="digits", limit=100, epochs=2, batch_size=32, lr=0.05
     )
+    atexit.register(note_group, folder)  # is called behind those that the run registers
     seen: list[list[int]] = []
     run(prepare(recipe, seed=3, runs=folder), device="cpu", on_step=lambda step, indices: seen.append(indices.tolist()))
     (folder / f"seen{os.environ.get('RANK', '0')}.json").write_text(json.dumps(seen))
