@@ -15,7 +15,7 @@ from mpelu.report.paper import printed
 from mpelu.report.summary import Record, spread
 from mpelu.studies.demo import BASE
 from mpelu.studies.jobs import Job, Measurement, Setting, Training, key_of
-from mpelu.studies.measured import Conclusion, claim, holds, seconds_in_turns, there
+from mpelu.studies.measured import QUIET, Conclusion, claim, holds, seconds_in_turns, there
 from mpelu.studies.statistic import (
     all_of,
     compared,
@@ -280,8 +280,10 @@ def gaussian_shares(*, seed: int, data: str, bounds: Sequence[float]) -> dict[st
     return {"percent": [100 * 0.5 * math.erfc(threshold(bound) / math.sqrt(2.0)) for bound in bounds]}
 
 
-def _single(function: str, *, seconds: float = 2.0, data: str = "", **options: Any) -> tuple[Measurement, ...]:
-    return (Measurement(f"{HERE}:{function}", options, data=data, seconds=seconds),)
+def _single(
+    function: str, *, seconds: float = 2.0, data: str = "", version: int = 1, **options: Any
+) -> tuple[Measurement, ...]:
+    return (Measurement(f"{HERE}:{function}", options, data=data, seconds=seconds, version=version),)
 
 
 def _values(records: Sequence[Record]) -> Any:
@@ -428,7 +430,7 @@ UNIT_SHAPE = {"cpu": (16, 64, 56, 56), "paper": (64, 64, 112, 112)}
 
 def _timing_jobs(setting: Setting) -> tuple[Measurement, ...]:
     seconds = {"cpu": 12.0, "paper": 200.0}[setting.scale]
-    return _single("unit_seconds", shape=list(UNIT_SHAPE[setting.scale]), rounds=15, seconds=seconds)
+    return _single("unit_seconds", shape=list(UNIT_SHAPE[setting.scale]), rounds=15, seconds=seconds, version=QUIET)
 
 
 def _times(quantity: str, seconds: Sequence[float], others: Sequence[float]) -> Interval:
@@ -616,7 +618,7 @@ NETS: dict[str, dict[str, Any]] = {
 
 def _table4_jobs(setting: Setting) -> tuple[Measurement, ...]:
     seconds = {"cpu": 25.0, "paper": 1500.0}[setting.scale]
-    return _single("step_seconds", rounds=ROUNDS, seconds=seconds, **NETS[setting.scale])
+    return _single("step_seconds", rounds=ROUNDS, seconds=seconds, version=QUIET, **NETS[setting.scale])
 
 
 def _table4(results: Results) -> Grid:

@@ -8,6 +8,9 @@ from mpelu.report.summary import Record
 from mpelu.studies.jobs import Job, Setting, key_of
 from mpelu.studies.study import Claim, Results, at_its_scale
 
+QUIET = 2
+"""Version of measurements of time. The first ones were taken beside other work; they stay in the results, unused."""
+
 
 @dataclass(frozen=True)
 class Conclusion:

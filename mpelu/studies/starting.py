@@ -19,7 +19,7 @@ from mpelu.report.grid import Cell, Grid
 from mpelu.report.paper import lines
 from mpelu.report.summary import Record, spread
 from mpelu.studies.jobs import SEEDS, Measurement, Setting, key_of
-from mpelu.studies.measured import Conclusion, claim, seconds_in_turns, there
+from mpelu.studies.measured import QUIET, Conclusion, claim, seconds_in_turns, there
 from mpelu.studies.statistic import all_of, compared, mean, outcome_of, outcome_within, paired_difference, ratio
 from mpelu.studies.study import Exhibit, Results
 
@@ -255,7 +255,7 @@ NETS_TO_START: dict[str, dict[str, Any]] = {
 
 def _start_jobs(setting: Setting) -> tuple[Measurement, ...]:
     seconds = {"cpu": 25.0, "paper": 600.0}[setting.scale]
-    return (Measurement(f"{HERE}:starting_seconds", NETS_TO_START[setting.scale], seconds=seconds),)
+    return (Measurement(f"{HERE}:starting_seconds", NETS_TO_START[setting.scale], seconds=seconds, version=QUIET),)
 
 
 def _cost(records: Sequence[Record]) -> Conclusion:
