@@ -153,6 +153,29 @@ inline void add_to(Doubles& sum, Floats terms) {
 #endif
 }
 
+// Adds the lanes to as many numbers.
+inline void add_lanes(double* sums, Doubles terms) {
+  Doubles totals;
+  std::memcpy(&totals, sums, sizeof totals);
+  totals += terms;
+  std::memcpy(sums, &totals, sizeof totals);
+}
+inline void add_lanes(double* sums, Floats terms) {
+  Doubles low, high;
+#if defined(__AVX512F__)
+  low = _mm512_cvtps_pd(_mm512_castps512_ps256(terms));
+  high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(terms, 1));
+#elif defined(__AVX2__)
+  low = _mm256_cvtps_pd(_mm256_castps256_ps128(terms));
+  high = _mm256_cvtps_pd(_mm256_extractf128_ps(terms, 1));
+#else
+  low = Doubles{terms[0], terms[1]};
+  high = Doubles{terms[2], terms[3]};
+#endif
+  add_lanes(sums, low);
+  add_lanes(sums + kLanes<double>, high);
+}
+
 inline double total(Doubles terms) {
   constexpr int count = kLanes<double>;
   for (int half = count / 2; half > 0; half /= 2)
