@@ -36,9 +36,12 @@ def apply_keeping_output(x: Tensor, alpha: Tensor, beta: Tensor, *, inplace: boo
     Under torch.compile, which decides by itself what is kept, and for tensors that are not plain, this is
     :func:`apply`: the same values, without the saving.
     """
-    if torch.compiler.is_compiling() or not is_plain(x, alpha, beta):
+    if torch.compiler.is_compiling():
         return apply(x, alpha, beta)
-    return output.apply(_backend(x, alpha, beta), x, alpha, beta, inplace=inplace)
+    backend = _backend(x, alpha, beta)
+    if backend is None and not is_plain(x, alpha, beta):
+        return apply(x, alpha, beta)
+    return output.apply(backend, x, alpha, beta, inplace=inplace)
 
 
 def _backend(x: Tensor, alpha: Tensor, beta: Tensor) -> fused.Backend | None:

@@ -6,6 +6,7 @@ that rounding (of alpha * beta * grad) instead of a relative one. In bfloat16 no
 beyond beta * x = -6.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,8 +32,7 @@ def apply(backend: fused.Backend | None, x: Tensor, alpha: Tensor, beta: Tensor,
             x = readable
         else:  # x has gaps: a kernel could write over a copy of it only
             backend = None
-    result: Tensor = FromOutput.apply(backend, x, alpha, beta, inplace)  # type: ignore[no-untyped-call]
-    return result
+    return _from_output(backend, x, alpha, beta, inplace)
 
 
 def refuse_lost_inputs(alpha: Tensor, beta: Tensor) -> None:
@@ -51,6 +51,8 @@ def refuse_lost_inputs(alpha: Tensor, beta: Tensor) -> None:
 
 
 def _refuse_shared_memory(x: Tensor) -> None:
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return
     if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
         raise UsageError(
             f"inplace=True cannot write over an expanded tensor (shape {tuple(x.shape)}, strides {x.stride()}); "
@@ -87,3 +89,6 @@ class FromOutput(torch.autograd.Function):
         if ctx.backend is None or not is_plain(grad, y):
             return None, *reference.backward_from_output(grad, y, alpha, beta, ctx.needs_input_grad[1:4]), None
         return None, *ctx.backend.backward_from_output(*fused.alike(grad, y), alpha, beta), None
+
+
+_from_output: Callable[..., Tensor] = super(torch.autograd.Function, FromOutput).apply  # as in mpelu.ops.fused
