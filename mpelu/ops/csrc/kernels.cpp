@@ -168,8 +168,11 @@ inline Lanes<C> differentiate(Lanes<C> grad, Lanes<C> x, Channel<C> channel, Sum
   return select(mask, grad * weight, grad);
 }
 
-// Asks for memory that a loop reaches later: a quarter less time for 2^22 floats, backward, on one core of a Sapphire
-// Rapids. An address behind the end does no harm.
+// What to ask memory for, in elements from where the first register of a batch lies: it is reached later. A quarter less
+// time for 2^22 floats, backward, on one core of a Sapphire Rapids. An address behind the end does no harm.
+struct Ahead {
+  std::int64_t first, step;
+};
 inline void prefetch(const void* from) { __builtin_prefetch(from); }
 inline void prefetch_to_write(void* to) { __builtin_prefetch(to, 1); }
 
@@ -180,35 +183,37 @@ constexpr int kChain = 8;
 // Computes `registers` of them, `stride` elements apart, that have their parameters in common; `count` elements of each if
 // it is given, else all.
 template <class T, int registers, class... Count, class C = Compute<T>>
-inline void forward_registers(const T* x, T* y, std::int64_t stride, std::int64_t ahead, Channel<C> channel,
-                              Count... count) {
-  for (int i = 0; i < registers; ++i, x += stride, y += stride) {
-    prefetch(x + ahead);
-    prefetch_to_write(y + ahead);
-    store(y, activate<T>(load(x, count...), channel), count...);
+inline void forward_registers(const T* x, T* y, std::int64_t stride, Ahead ahead, Channel<C> channel, Count... count) {
+  for (std::int64_t i = 0, at = 0, next = ahead.first; i < registers; ++i, at += stride, next += ahead.step) {
+    prefetch(x + next);
+    prefetch_to_write(y + next);
+    store(y + at, activate<T>(load(x + at, count...), channel), count...);
   }
 }
 
 template <class T, bool from_output, int registers, class... Count, class C = Compute<T>>
-inline Sums<C> backward_registers(const T* grad, const T* x, T* grad_x, std::int64_t stride, std::int64_t ahead,
+inline Sums<C> backward_registers(const T* grad, const T* x, T* grad_x, std::int64_t stride, Ahead ahead,
                                   Channel<C> channel, Count... count) {
   Sums<C> sums{};
-  for (int i = 0; i < registers; ++i, grad += stride, x += stride, grad_x += stride) {
-    prefetch(grad + ahead);
-    prefetch(x + ahead);
-    prefetch_to_write(grad_x + ahead);
-    store(grad_x, differentiate<T, from_output>(load(grad, count...), load(x, count...), channel, sums), count...);
+  for (std::int64_t i = 0, at = 0, next = ahead.first; i < registers; ++i, at += stride, next += ahead.step) {
+    prefetch(grad + next);
+    prefetch(x + next);
+    prefetch_to_write(grad_x + next);
+    auto terms = differentiate<T, from_output>(load(grad + at, count...), load(x + at, count...), channel, sums);
+    store(grad_x + at, terms, count...);
   }
   return sums;
 }
 
 // ---- Planes, and how far ahead memory is asked for there.
 
-constexpr std::int64_t kBytesAhead = 2048;
+template <class T>
+constexpr Ahead kPlaneAhead{2048 / sizeof(T), kLanes<T>};
 
 template <class T, class C = Compute<T>>
 void forward_plane(const T* x, T* y, std::int64_t size, C alpha, C beta) {
-  constexpr std::int64_t lanes = kLanes<T>, ahead = kBytesAhead / sizeof(T);
+  constexpr std::int64_t lanes = kLanes<T>;
+  constexpr Ahead ahead = kPlaneAhead<T>;
   Channel<C> channel = channel_of(alpha, beta);
   std::int64_t i = 0;
   for (; i + lanes <= size; i += lanes) forward_registers<T, 1>(x + i, y + i, lanes, ahead, channel);
@@ -217,7 +222,8 @@ void forward_plane(const T* x, T* y, std::int64_t size, C alpha, C beta) {
 
 template <class T, bool from_output, class C = Compute<T>>
 void backward_plane(const T* grad, const T* x, T* grad_x, std::int64_t size, C alpha, C beta, Totals totals) {
-  constexpr std::int64_t lanes = kLanes<T>, ahead = kBytesAhead / sizeof(T);
+  constexpr std::int64_t lanes = kLanes<T>;
+  constexpr Ahead ahead = kPlaneAhead<T>;
   Channel<C> channel = channel_of(alpha, beta);
   Doubles total_alpha{}, total_beta{};
   auto add = [&](Sums<C> sums) {
@@ -236,7 +242,14 @@ void backward_plane(const T* grad, const T* x, T* grad_x, std::int64_t size, C a
 }
 
 // ---- Rows: kChain of them together, so that parameters are loaded and sums are stored once for all. While they are
-// computed the next rows are asked for, as the prefetcher does not follow such a walk.
+// computed the next rows are asked for, as the prefetcher does not follow such a walk: in the order of memory if rows lie
+// one behind the other.
+
+template <class T, int rows>
+inline Ahead ahead_of(std::int64_t column, std::int64_t columns, std::int64_t stride) {
+  if (stride == columns) return {rows * stride + (rows - 1) * column, kLanes<T>};
+  return {rows * stride, stride};
+}
 
 template <class C>
 inline Channel<C> channel_at(Parameters<C> parameters, std::int64_t i) {
@@ -246,10 +259,13 @@ inline Channel<C> channel_at(Parameters<C> parameters, std::int64_t i) {
 
 template <class T, int rows, class C = Compute<T>>
 inline void forward_together(const T* x, T* y, std::int64_t columns, std::int64_t stride, Parameters<C> parameters) {
-  std::int64_t i = 0, ahead = rows * stride;
-  for (; i + kLanes<T> <= columns; i += kLanes<T>)
-    forward_registers<T, rows>(x + i, y + i, stride, ahead, channel_at(parameters, i));
-  if (int rest = columns - i) forward_registers<T, rows>(x + i, y + i, stride, ahead, channel_at(parameters, i), rest);
+  std::int64_t i = 0;
+  auto compute = [&](auto... count) {
+    Ahead ahead = ahead_of<T, rows>(i, columns, stride);
+    forward_registers<T, rows>(x + i, y + i, stride, ahead, channel_at(parameters, i), count...);
+  };
+  for (; i + kLanes<T> <= columns; i += kLanes<T>) compute();
+  if (int rest = columns - i) compute(rest);
 }
 
 template <class T, class C = Compute<T>>
@@ -264,16 +280,19 @@ void forward_rows(const T* x, T* y, std::int64_t rows, std::int64_t columns, std
 template <class T, bool from_output, int rows, class C = Compute<T>>
 inline void backward_together(const T* grad, const T* x, T* grad_x, std::int64_t columns, std::int64_t stride,
                               Parameters<C> parameters, Totals totals) {
-  std::int64_t i = 0, ahead = rows * stride;
+  std::int64_t i = 0;
+  auto compute = [&](auto... count) {
+    Ahead ahead = ahead_of<T, rows>(i, columns, stride);
+    return backward_registers<T, from_output, rows>(grad + i, x + i, grad_x + i, stride, ahead,
+                                                    channel_at(parameters, i), count...);
+  };
   for (; i + kLanes<T> <= columns; i += kLanes<T>) {
-    Sums<C> sums = backward_registers<T, from_output, rows>(grad + i, x + i, grad_x + i, stride, ahead,
-                                                            channel_at(parameters, i));
+    Sums<C> sums = compute();
     add_lanes(totals.alpha + i, sums.alpha);
     add_lanes(totals.beta + i, sums.beta);
   }
   if (int rest = columns - i) {
-    Sums<C> sums = backward_registers<T, from_output, rows>(grad + i, x + i, grad_x + i, stride, ahead,
-                                                            channel_at(parameters, i), rest);
+    Sums<C> sums = compute(rest);
     for (int lane = 0; lane < rest; ++lane) {
       totals.alpha[i + lane] += sums.alpha[lane];
       totals.beta[i + lane] += sums.beta[lane];
