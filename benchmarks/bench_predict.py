@@ -1,10 +1,10 @@
 """What ``mpelu predict`` costs beside the network: its start, and reading, decoding and batching images.
 
-python benchmarks/bench_predict.py [--model resnet20 nopre164] [--images 1000]
+python benchmarks/bench_predict.py [--model resnet20 nopre164] [--images 1000] [--threads 1]
 
 Images are PNG files of 32x32 pixels, made here; weights are those that the model is built with. Of each network:
-CPU seconds of the command for one image, a process of its own; and CPU seconds for all images beside those that the
-network alone takes for the same batches, one thread, in turns; medians.
+CPU seconds of the command for one image, a process of its own; and seconds for all images, by the clock and of CPU
+time, beside those that the network alone takes for the same batches, in turns; medians.
 """
 
 import argparse
@@ -12,10 +12,13 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from startup import cpu_seconds
 
@@ -40,24 +43,31 @@ def write_images(folder: Path, count: int) -> None:
             coarse.resize((32, 32), Image.Resampling.BICUBIC).save(path)
 
 
-def processor_seconds(network: Network, paths: list[str], batches: list[torch.Tensor]) -> tuple[float, float]:
-    """Return the CPU seconds of predictions from files, and of the network alone."""
-    started = time.process_time()
+def seconds(work: Callable[[], None]) -> NDArray[np.float64]:
+    """Return seconds by the clock, and CPU seconds of all threads."""
+    before = time.perf_counter(), time.process_time()
+    work()
+    return np.subtract((time.perf_counter(), time.process_time()), before)
+
+
+def through_predict(network: Network, paths: list[str]) -> None:
     for prediction in predict(network, paths):
         assert prediction.top
-    between = time.process_time()
-    with torch.inference_mode():
-        for batch in batches:
-            network.net(batch)
-    return between - started, time.process_time() - between
+
+
+@torch.inference_mode()
+def alone(network: Network, batches: list[torch.Tensor]) -> None:
+    for batch in batches:
+        network.net(batch)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", nargs="+", default=["resnet20", "nopre164"])
     parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the network.")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as place:
         write_images(Path(place, "data"), options.images)
         data = mpelu.data.load(Path(place, "data"))
@@ -70,11 +80,15 @@ def main() -> None:
             squares = [pixels(decode(read(path)), network.description) for path in paths]
             starts = range(0, len(squares), BATCH)
             batches = [inputs(squares[start : start + BATCH], network.description) for start in starts]
-            rounds = [processor_seconds(network, paths, batches) for _ in range(ROUNDS + 1)][1:]
-            ours, alone = (statistics.median(seconds) for seconds in zip(*rounds, strict=True))
-            share = statistics.median(own / whole for whole, own in rounds)
-            print(f"{name}: {len(paths) / ours:.0f} images a CPU second, the network alone {len(paths) / alone:.0f}")
-            print(f"{name}: {share:.3f} of the network's throughput")
+            rounds = [
+                (seconds(partial(through_predict, network, paths)), seconds(partial(alone, network, batches)))
+                for _ in range(ROUNDS + 1)
+            ][1:]
+            ours, bare = np.median(rounds, axis=0)
+            shares = np.median([of_network / of_all for of_all, of_network in rounds], axis=0)
+            for kind, one, other, share in zip(("", " CPU"), ours, bare, shares, strict=True):
+                rate, bare_rate = len(paths) / one, len(paths) / other
+                print(f"{name}: {rate:.0f} images a{kind} second, the network alone {bare_rate:.0f}: {share:.3f} of it")
             command = [sys.executable, "-m", "mpelu", "predict", str(folder), paths[0]]
             started = statistics.median(cpu_seconds(command) for _ in range(ROUNDS))
             print(f"{name}: {started:.2f} CPU s for the command with one image")
