@@ -368,7 +368,7 @@ def _exponential(x, beta, dtype: tl.constexpr):
         rate = beta * _LOG2_E
         rate_tail = tl.fma(beta, _LOG2_E, -rate) + beta * _LOG2_E_TAIL
         shifted = tl.minimum(tl.fma(rate, x, _ROUNDER), _ROUNDER + 127.0)
-        f = tl.fma(rate_tail, x, tl.fma(rate, x, _ROUNDER - shifted))
+        f = tl.fma(rate_tail, x, tl.fma(rate, x, -(shifted - _ROUNDER)))
         # (2^f - 1) / f for |f| <= 1/2, minimax in the relative error: 2^-25.6
         q = tl.fma(f, 0.0001540351, 0.00133907364)
         q = tl.fma(q, f, 0.00961823855)
