@@ -33,14 +33,25 @@ ACTIVATIONS: dict[str, dict[str, Any]] = {
     "prelu": {"activation": "prelu", "alpha": 0.25},
     "elu": {"activation": "elu", "alpha": 1.0},
     "mpelu": {"activation": "mpelu", "alpha": 1.0, "beta": 1.0},
+    "mpelu0.25": {"activation": "mpelu", "alpha": 0.25, "beta": 1.0},
 }
-LABELS = {"relu": "ReLU", "prelu": "PReLU (0.25)", "elu": "ELU", "mpelu": "MPELU (1, 1)"}
-SLOPES = {"relu": 0.0, "prelu": 0.25, "elu": 1.0, "mpelu": 1.0}
+LABELS = {
+    "relu": "ReLU",
+    "prelu": "PReLU (0.25)",
+    "elu": "ELU",
+    "mpelu": "MPELU (1, 1)",
+    "mpelu0.25": "MPELU (0.25, 1)",
+}
+SLOPES = {"relu": 0.0, "prelu": 0.25, "elu": 1.0, "mpelu": 1.0, "mpelu0.25": 0.25}
 """alpha * beta at the start: the slope of Eq. 22."""
 
 PAPER = Recipe(model="imagenet30", init="eq22", **COMMON)
 FULLY_CONNECTED = {"fc1.weight": 0.005, "fc2.weight": 0.005, "fc3.weight": 0.01}
 FULLY_CONNECTED_RELU = {"fc1.weight": 0.01, "fc2.weight": 0.01, "fc3.weight": 0.001}
+RELEASED_RATES = {
+    "mpelu": {"alpha_beta_lr": 1.0},
+    "mpelu0.25": {"alpha_beta_lr": 2.0, "alpha_beta_weight_decay": 1.0},
+}
 FAN_IN = {"fc1.weight": 256 * 85, "fc2.weight": 4096, "fc3.weight": 4096}
 """Of the fully connected layers; 85 bins of the pyramid."""
 
@@ -61,7 +72,7 @@ def connected_std(activation: str) -> dict[str, float]:
 
 def released_std(activation: str, *, fan: Fan = "fan_in") -> dict[str, float]:
     """Return the standard deviations of the released 30-layer files where they are not those of Eq. 22."""
-    if activation != "prelu":  # the image counts as slope 1 here, and as that of the net in the files
+    if SLOPES[activation] != 0.25:  # the image counts as slope 1 here, and as that of the net in the files
         return connected_std(activation)
     fan_in, fan_out = 147, 3136
     count = {"fan_in": fan_in, "fan_out": fan_out, "average": (fan_in + fan_out) / 2}[fan]
@@ -128,7 +139,7 @@ def _code(activation: str, init: str = "eq22", fan: Fan = "fan_in") -> dict[str,
     stds = {name: FULLY_CONNECTED[name] for name in ("fc1.weight", "fc2.weight")}
     if init != "gaussian":
         stds = released_std(activation, fan=fan)
-    return {**BIASES, "layer_std": stds} | ({"alpha_beta_lr": 1.0} if activation == "mpelu" else {})
+    return {**BIASES, "layer_std": stds} | RELEASED_RATES.get(activation, {})
 
 
 def _fan(activation: str, fan: Fan) -> Row:
@@ -165,6 +176,7 @@ ROWS: tuple[Row, ...] = (
     ),
     *(_fan(activation, fan) for activation in ("relu", "prelu") for fan in FANS),
     *(_fan(activation, fan) for activation in ("elu", "mpelu") for fan in FANS if fan != "fan_in"),
+    _fan("mpelu0.25", "fan_in"),  # a released file of which the paper says nothing
     _elu(30, "lsuv"),
     _elu(52, "eq22"),
     _elu(52, "lsuv"),
