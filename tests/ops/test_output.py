@@ -180,3 +180,25 @@ def test_kernel_agrees_with_the_formula(instruction_set, dtype, like):
             assert ((our.double() - value).abs() <= 8 * 2**-24 * size.abs() + 1e-7).all()
     finally:
         _cpu.use(_cpu.instruction_sets()[-1])
+
+
+@pytest.mark.parametrize("instruction_set", _cpu.instruction_sets())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kernel_divides_by_the_smallest_numbers_and_into_the_largest(instruction_set, dtype):
+    """1 / alpha of a subnormal alpha would be infinite; with alpha and beta negative, y goes to -infinity."""
+    cpu.compiled()
+    _cpu.use(instruction_set)
+    try:
+        smallest = torch.finfo(dtype).smallest_normal
+        alpha = torch.tensor([smallest / 64, smallest, -0.5, 1e30], dtype=dtype)
+        beta = torch.tensor([1.0, 1.0, -1.0, 2.0], dtype=dtype)
+        y = reference.forward(
+            torch.tensor([[-1.0, -1.0, -75.0, -1.0], [-0.5, 2.0, 0.0, 1.0]], dtype=dtype), alpha, beta
+        )
+        ours = cpu.backward_from_output(torch.ones_like(y), y, alpha, beta)
+        expected = reference.backward_from_output(torch.ones_like(y), y, alpha, beta)
+        assert expected[0].isfinite().all()
+        for our, their in zip(ours, expected, strict=True):
+            torch.testing.assert_close(our, their, rtol=1e-5, atol=4 * smallest * torch.finfo(dtype).eps)
+    finally:
+        _cpu.use(_cpu.instruction_sets()[-1])

@@ -127,8 +127,9 @@ template <class C>
 struct Reciprocal {
   Lanes<C> scale, scaled_divisor, inverse;
   explicit Reciprocal(Lanes<C> divisor) {
-    auto is_large = max(divisor, -divisor) > C(1);
-    scale = is_large ? broadcast(C(1)) : broadcast(C(sizeof(C) == 4 ? 0x1p24 : 0x1p53));
+    constexpr bool single = sizeof(C) == sizeof(float);
+    auto is_tiny = max(divisor, -divisor) < C(single ? 0x1p-100 : 0x1p-900);
+    scale = is_tiny ? broadcast(C(single ? 0x1p24 : 0x1p53)) : broadcast(C(1));
     scaled_divisor = divisor * scale;
     inverse = C(1) / scaled_divisor;
   }
