@@ -3,6 +3,7 @@
 import atexit
 import csv
 import dataclasses
+import gc
 import hashlib
 import io
 import logging
@@ -394,9 +395,11 @@ def _fabric(device: str, precision: str) -> Fabric:
 def _leave_group() -> None:
     """Leave the group of processes before the interpreter ends: gloo's threads, still running, abort it now and then.
 
-    Fabric does so for NCCL alone.
+    Fabric does so for NCCL alone. The threads end with the last that holds the group, and networks wrapped for several
+    processes, which do, may lie in cycles of references.
     """
     if torch.distributed.is_initialized():
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 
