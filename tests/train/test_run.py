@@ -398,7 +398,9 @@ def test_two_processes_see_the_same_images_and_agree_bit_for_bit(tmp_path):
     for name in ("a", "b"):
         done = subprocess.run([*command, str(tmp_path / name)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert [json.loads((tmp_path / name / f"joined{rank}.json").read_text()) for rank in (0, 1)] == [False, False]
+        for rank in (0, 1):
+            left = json.loads((tmp_path / name / f"left{rank}.json").read_text())
+            assert left == {"joined": False, "threads": []}  # a thread that outlives the interpreter may abort it
         (result,) = (tmp_path / name).rglob("result.json")
         records.append(json.loads(result.read_text()))
     assert records[0]["state_sha256"] == records[1]["state_sha256"]

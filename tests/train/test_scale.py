@@ -98,7 +98,7 @@ def test_two_hosts_stop_go_on_and_leave_the_record_of_one(together, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_process_is_replaced_and_the_run_ends_with_the_same_bits(together, tmp_path):
-    (again,) = one_host(tmp_path, [{}], "kill", "5", restarts=3)  # gloo may abort a process that has finished
+    (again,) = one_host(tmp_path, [{}], "kill", "5", restarts=1)
     assert again["state_sha256"] == together["state_sha256"]
     assert "continued at epoch 2, step 3" in next(tmp_path.rglob("log.txt")).read_text()
 

@@ -16,8 +16,10 @@ from mpelu.train.run import prepare, run
 
 
 def note_group(folder: Path) -> None:
-    """Write down whether this process, at its very end, is still in a group."""
-    (folder / f"joined{os.environ.get('RANK', '0')}.json").write_text(json.dumps(torch.distributed.is_initialized()))
+    """Write down whether this process, at its very end, is still in a group, and which threads of gloo it has."""
+    names = [(thread / "comm").read_text().strip() for thread in Path("/proc/self/task").glob("*")]
+    left = {"joined": torch.distributed.is_initialized(), "threads": [name for name in names if "gloo" in name]}
+    (folder / f"left{os.environ.get('RANK', '0')}.json").write_text(json.dumps(left))
 
 
 def main() -> None:
