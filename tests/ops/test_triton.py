@@ -106,7 +106,7 @@ def fused_multiply_add(x, y, z):
 def arithmetic_of_a_device(monkeypatch):
     """Let the interpreter convert between float32 and bfloat16 as torch does, and round multiply-adds once.
 
-    Its own conversion truncates, and reads most subnormal numbers as 0; before Triton 3.8 its multiply-add rounds
+    Its own conversion truncates, and reads most subnormal numbers as 0; in Triton 3.7.1 its multiply-add rounds
     twice. A device rounds to the nearest: that the compiled kernels ask for it is tested with their code.
     """
     if not INTERPRETED:
