@@ -61,6 +61,10 @@ def mpelu(
     if not x.is_floating_point():
         cure = "put DeQuantStub before MPELU and QuantStub behind it" if x.is_quantized else "convert it with x.float()"
         raise UsageError(f"x must have a floating dtype, got {x.dtype}; {cure}")
+    if save == "input" and not inplace:
+        y = dispatch.at_once(x, alpha, beta)
+        if y is not None:
+            return y
     channels = x.shape[1:2]
     if not (isinstance(alpha, Tensor) and alpha.shape == channels):
         alpha = _parameter("alpha", alpha, x)

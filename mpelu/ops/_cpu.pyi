@@ -1,7 +1,32 @@
+from torch import Tensor
+
 def instruction_sets() -> list[str]: ...
 def use(name: str, /) -> None: ...
-def forward(
-    dtype: int, size: int, channels: int, inner: int, threads: int, alpha: int, beta: int, x: int, y: int, /
+def read_tensors_of(kind: type[Tensor], /) -> None: ...
+def reads(x: Tensor, alpha: Tensor, beta: Tensor, /) -> bool: ...
+def alike(a: Tensor, b: Tensor, /) -> bool: ...
+def forward(x: Tensor, alpha: Tensor, beta: Tensor, y: Tensor, threads: int, /) -> None: ...
+def backward(
+    x: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    grad: Tensor,
+    grad_x: Tensor,
+    grad_alpha: Tensor,
+    grad_beta: Tensor,
+    threads: int,
+    /,
+) -> None: ...
+def backward_from_output(
+    y: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    grad: Tensor,
+    grad_x: Tensor,
+    grad_alpha: Tensor,
+    grad_beta: Tensor,
+    threads: int,
+    /,
 ) -> None: ...
 def moments(
     dtype: int, size: int, channels: int, inner: int, threads: int, x: int, /
@@ -22,33 +47,3 @@ def step_aside(
 def shares(
     dtype: int, size: int, channels: int, inner: int, little: float, y: int, steps: int, beside: int, /
 ) -> tuple[float, float]: ...
-def backward(
-    dtype: int,
-    size: int,
-    channels: int,
-    inner: int,
-    threads: int,
-    alpha: int,
-    beta: int,
-    grad: int,
-    x: int,
-    grad_x: int,
-    grad_alpha: int,
-    grad_beta: int,
-    /,
-) -> None: ...
-def backward_from_output(
-    dtype: int,
-    size: int,
-    channels: int,
-    inner: int,
-    threads: int,
-    alpha: int,
-    beta: int,
-    grad: int,
-    y: int,
-    grad_x: int,
-    grad_alpha: int,
-    grad_beta: int,
-    /,
-) -> None: ...

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mpelu.errors import UsageError
-from mpelu.ops.fused import channel_stride
+from mpelu.ops.fused import alike
 from mpelu.ops.plain import is_plain
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -33,7 +33,9 @@ def compiled() -> ModuleType | None:
     """
     try:
         from mpelu.ops import _cpu
-    except ImportError as error:
+
+        _cpu.read_tensors_of(Tensor)
+    except (ImportError, AttributeError) as error:  # built from older sources, it lacks functions
         warnings.warn(
             f"MPELU on CPU is several times slower without its compiled part ({error}). Install a wheel of mpelu, or "
             "install it from source where there is a C++ compiler",
@@ -67,21 +69,19 @@ def _kernels() -> ModuleType:
     return module
 
 
+def reads(x: Tensor, alpha: Tensor, beta: Tensor) -> bool:
+    """Return whether plain tensors are as :class:`mpelu.ops.fused.Backend` describes them; in unusual layouts False.
+
+    A subset of what :func:`supports`, after conversions that find nothing to do, in less time.
+    """
+    module = compiled()
+    return module is not None and module.reads(x, alpha, beta)
+
+
 def forward(x: Tensor, alpha: Tensor, beta: Tensor, *, inplace: bool = False) -> Tensor:
     """Return y for tensors as :class:`mpelu.ops.fused.Backend` describes them."""
     y = x if inplace else torch.empty_like(x)  # each element is read before it is written
-    channels = alpha.numel()
-    _kernels().forward(
-        _DTYPES[x.dtype],
-        x.numel(),
-        channels,
-        channel_stride(x, channels),
-        torch.get_num_threads(),
-        alpha.data_ptr(),
-        beta.data_ptr(),
-        x.data_ptr(),
-        y.data_ptr(),
-    )
+    _kernels().forward(x, alpha, beta, y, torch.get_num_threads())
     return y
 
 
@@ -98,23 +98,11 @@ def backward_from_output(grad: Tensor, y: Tensor, alpha: Tensor, beta: Tensor) -
 def _backward(
     kernel: Callable[..., None], grad: Tensor, saved: Tensor, alpha: Tensor, beta: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x, grad_alpha, grad_beta = torch.empty_like(saved), torch.empty_like(alpha), torch.empty_like(beta)
-    channels = alpha.numel()
-    kernel(
-        _DTYPES[saved.dtype],
-        saved.numel(),
-        channels,
-        channel_stride(saved, channels),
-        torch.get_num_threads(),
-        alpha.data_ptr(),
-        beta.data_ptr(),
-        grad.data_ptr(),
-        saved.data_ptr(),
-        grad_x.data_ptr(),
-        grad_alpha.data_ptr(),
-        grad_beta.data_ptr(),
-    )
-    return grad_x, grad_alpha, grad_beta
+    if not _kernels().alike(grad, saved):
+        grad, saved = alike(grad, saved)
+    gradients = torch.empty_like(saved), torch.empty_like(alpha), torch.empty_like(beta)
+    kernel(saved, alpha, beta, grad, *gradients, torch.get_num_threads())
+    return gradients
 
 
 def readable(x: Tensor) -> bool:

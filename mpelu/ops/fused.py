@@ -16,8 +16,8 @@ from mpelu.ops.plain import is_plain
 class Backend(Protocol):
     """Kernels of one device, for plain tensors in its memory.
 
-    x and grad are dense, not empty and of the same strides; alpha and beta are contiguous, have one element or one for
-    each channel, and the dtype of the arithmetic.
+    x is dense and not empty; alpha and beta are contiguous, have one element or one for each channel, and the dtype of
+    the arithmetic. grad may lie in memory as it likes, and so may what was saved: see :func:`alike`.
     """
 
     def supports(self, x: Tensor) -> bool:
@@ -41,7 +41,7 @@ class Backend(Protocol):
 
 def apply(backend: Backend, x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """Compute MPELU of plain tensors. What a kernel could not read is converted first, differentiably."""
-    return _fused(backend, *readable(x, alpha, beta))
+    return compute(backend, *readable(x, alpha, beta))
 
 
 def readable(x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,10 +109,8 @@ class Fused(torch.autograd.Function):
         x, alpha, beta = ctx.saved_tensors
         if torch.is_grad_enabled() or not is_plain(grad, x):
             return None, *reference.backward(grad, x, alpha, beta, wanted=ctx.needs_input_grad[1:])
-        grad, x = alike(grad, x)
-        grad_x, grad_alpha, grad_beta = ctx.backend.backward(grad, x, alpha, beta)
-        return None, grad_x, grad_alpha, grad_beta
+        return None, *ctx.backend.backward(grad, x, alpha, beta)
 
 
 # Function.apply would first unwrap what functorch left behind, which is_plain refuses: 7 % of a step at 2048 elements
-_fused: Callable[..., Tensor] = super(torch.autograd.Function, Fused).apply
+compute: Callable[..., Tensor] = super(torch.autograd.Function, Fused).apply

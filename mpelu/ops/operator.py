@@ -17,7 +17,7 @@ from mpelu.ops import cpu, fused, reference
 def _backward(grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients for x, alpha and beta. The last two are as :class:`mpelu.ops.fused.Backend` has them."""
     if cpu.supports(x):
-        return cpu.backward(*fused.alike(grad, x), alpha, beta)
+        return cpu.backward(grad, x, alpha, beta)
     grad_x, grad_alpha, grad_beta = reference.backward(grad, x, alpha, beta)
     assert grad_x is not None
     assert grad_alpha is not None

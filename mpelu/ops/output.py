@@ -88,7 +88,7 @@ class FromOutput(torch.autograd.Function):
         y, alpha, beta = ctx.saved_tensors
         if ctx.backend is None or not is_plain(grad, y):
             return None, *reference.backward_from_output(grad, y, alpha, beta, ctx.needs_input_grad[1:4]), None
-        return None, *ctx.backend.backward_from_output(*fused.alike(grad, y), alpha, beta), None
+        return None, *ctx.backend.backward_from_output(grad, y, alpha, beta), None
 
 
 _from_output: Callable[..., Tensor] = super(torch.autograd.Function, FromOutput).apply  # as in mpelu.ops.fused

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mpelu.ops.fused import channel_stride
+from mpelu.ops.fused import alike, channel_stride
 
 _DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
 
@@ -134,6 +134,7 @@ def backward_from_output(grad: Tensor, y: Tensor, alpha: Tensor, beta: Tensor) -
 def _gradients(
     grad: Tensor, saved: Tensor, alpha: Tensor, beta: Tensor, *, from_output: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    grad, saved = alike(grad, saved)
     channels, capacity = alpha.numel(), _BACKWARD_BYTES // saved.element_size()
     plan = _plan(saved.numel(), channels, channel_stride(saved, channels), capacity, _MANY_SAMPLES)
     splits, span = plan.partial_sums

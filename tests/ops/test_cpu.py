@@ -1,5 +1,6 @@
 """The compiled module, with every instruction set of this machine, against float64 and against the reference."""
 
+import ctypes
 import math
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mpelu.errors import UsageError
 from mpelu.functional import mpelu
-from mpelu.ops import cpu, reference
+from mpelu.ops import cpu, fused, reference
 
 _cpu = pytest.importorskip("mpelu.ops._cpu", reason="mpelu has no compiled part here", exc_type=ImportError)
 
@@ -293,7 +294,10 @@ def test_a_python_thread_uses_as_many_threads_as_torch(monkeypatch):
     used = []
 
     class Recorder:
-        def forward(self, dtype, size, channels, inner, threads, *addresses):
+        def reads(self, *tensors):
+            return True
+
+        def forward(self, x, alpha, beta, y, threads):
             used.append(threads)
 
     monkeypatch.setattr(cpu, "compiled", Recorder)
@@ -549,3 +553,97 @@ def test_unknown_instruction_set(monkeypatch):
         cpu.compiled.__wrapped__()
     with pytest.raises(ValueError, match="'mmx'"):
         _cpu.use("mmx")
+
+
+ONE, SIX = torch.ones(1), torch.ones(6)
+READ = {
+    "contiguous": (torch.empty(4, 6, 5), SIX, SIX),
+    "channels_last": (torch.empty(2, 6, 3, 5, memory_format=torch.channels_last), SIX, SIX),
+    "one position, channels_last": (torch.empty(2, 6, 1, 1, memory_format=torch.channels_last), SIX, SIX),
+    "N C": (torch.empty(4, 6), SIX, SIX),
+    "vector": (torch.empty(7), ONE, ONE),
+    "a number": (torch.empty(()), torch.ones(()), ONE),
+    "one channel": (torch.empty(4, 1, 5), ONE, torch.ones(())),
+    "bfloat16": (torch.empty(4, 6, dtype=torch.bfloat16), SIX, SIX),
+    "float16": (torch.empty(4, 6, dtype=torch.float16), SIX, SIX),
+    "float64": (torch.empty(4, 6, dtype=torch.float64), SIX.double(), SIX.double()),
+    "with an offset": (torch.empty(5, 6)[1:], SIX, torch.ones(7)[1:]),
+}
+NOT_READ = {
+    "empty": (torch.empty(0, 6), SIX, SIX),
+    "integers": (torch.zeros(4, 6, dtype=torch.int32), SIX, SIX),
+    "float8": (torch.zeros(4, 6).to(torch.float8_e4m3fn), SIX, SIX),
+    "complex": (torch.empty(4, 6, dtype=torch.complex64), SIX, SIX),
+    "gaps": (torch.empty(4, 6, 5)[..., ::2], SIX, SIX),
+    "gaps, channels_last": (torch.empty(2, 6, 3, 5, memory_format=torch.channels_last)[..., 1:], SIX, SIX),
+    "reversed": (permuted(3, 6, 33, order=(2, 1, 0)), SIX, SIX),
+    "expanded": (torch.empty(1, 6).expand(4, 6), SIX, SIX),
+    "overlapping": (torch.empty(40).as_strided((4, 6, 5), (1, 1, 1)), SIX, SIX),
+    "float64 parameters": (torch.empty(4, 6), SIX.double(), SIX.double()),
+    "float32 parameters of float64": (torch.empty(4, 6, dtype=torch.float64), SIX, SIX),
+    "bfloat16 parameters": (torch.empty(4, 6, dtype=torch.bfloat16), SIX.bfloat16(), SIX.bfloat16()),
+    "parameters with gaps": (torch.empty(4, 6), torch.ones(12)[::2], SIX),
+    "expanded parameters": (torch.empty(4, 6), SIX, ONE.expand(6)),
+    "two dimensions of parameters": (torch.empty(4, 6), SIX.view(6, 1), SIX),
+    "too many parameters": (torch.empty(4, 6), torch.ones(7), torch.ones(7)),
+    "one parameter and many": (torch.empty(4, 6), ONE, SIX),
+    "no channels": (torch.empty(6), SIX, SIX),
+}
+
+
+@pytest.mark.parametrize("tensors", READ.values(), ids=READ)
+def test_reads_usual_tensors_as_they_are(tensors):
+    assert cpu.reads(*tensors)
+    assert all(ours is given for ours, given in zip(fused.readable(*tensors), tensors, strict=True))
+
+
+@pytest.mark.parametrize("tensors", NOT_READ.values(), ids=NOT_READ)
+def test_does_not_read_what_has_to_be_converted_first(tensors):
+    assert not cpu.reads(*tensors)
+
+
+def test_gradients_have_to_lie_in_memory_as_the_input_does():
+    cpu.compiled()
+    nchw, nhwc = torch.empty(2, 6, 3, 5), torch.empty(2, 6, 3, 5, memory_format=torch.channels_last)
+    assert _cpu.alike(nchw, torch.empty_like(nchw))
+    assert _cpu.alike(nhwc, torch.empty_like(nhwc))
+    assert not _cpu.alike(nchw, nhwc)
+    assert not _cpu.alike(nhwc, nchw)
+    assert not _cpu.alike(nchw, nchw[:1, :1, :1, :1].expand_as(nchw))
+    assert not _cpu.alike(nchw[..., ::2], nchw[..., ::2])
+    for grad, x in ((nchw, nhwc), (nhwc, nchw), (nchw[:1, :1, :1, :1].expand_as(nchw), nhwc), (nchw, nchw[:, :, ::2])):
+        ours, theirs = fused.alike(grad[:, :, : x.shape[2]], x)
+        assert _cpu.alike(ours, theirs)
+
+
+def test_the_compiled_module_refuses_what_is_no_tensor():
+    cpu.compiled()
+    for wrong in (None, 1.0, np.ones(6, np.float32), object()):
+        with pytest.raises(TypeError, match=r"wanted a tensor .* got"):
+            _cpu.reads(torch.empty(4, 6), wrong, SIX)
+        with pytest.raises(TypeError, match=r"wanted a tensor .* got"):
+            _cpu.forward(torch.empty(4, 6), SIX, SIX, wrong, 1)
+    with pytest.raises(TypeError, match="wanted 5 arguments, got 4"):
+        _cpu.forward(torch.empty(4, 6), SIX, SIX, torch.empty(4, 6))
+    with pytest.raises(TypeError, match="no kernels for this dtype"):
+        _cpu.forward(torch.zeros(4, 6, dtype=torch.int32), SIX, SIX, torch.zeros(4, 6, dtype=torch.int32), 1)
+
+
+def tensors_that_exchange(*numbers):
+    """Return a type with such a table of functions as DLPack defines it; the caller keeps the table."""
+    table = (ctypes.c_uint64 * 7)(*numbers)
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    capsule = new(ctypes.addressof(table), b"dlpack_exchange_api", None)
+    return type("Other", (), {"__dlpack_c_exchange_api__": capsule}), table
+
+
+def test_tensors_are_read_by_a_known_version_of_dlpack_only(monkeypatch):
+    for numbers in ((2 + (3 << 32), 0, 1, 1, 1, 1, 1), (1 + (3 << 32), 0, 1, 1, 1, 0, 1)):
+        other, _table = tensors_that_exchange(*numbers)
+        with pytest.raises(ImportError, match=rf"wanted DLPack 1 .* got DLPack {numbers[0] & 15}.3"):
+            _cpu.read_tensors_of(other)
+    assert cpu.reads(*READ["contiguous"])  # as before
+    monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__")
+    with pytest.warns(RuntimeWarning, match="without its compiled part"):
+        assert cpu.compiled.__wrapped__() is None

@@ -26,7 +26,7 @@ struct Constants {
   static constexpr C largest = 0x1.fffffep127f;
   static constexpr C largest_power = 127.0f;
   static constexpr C log2_e = 0x1.715476p+0f;
-  static constexpr C rounder = 0x1.8p23f;  // t + rounder - rounder is t rounded to an integer
+  static constexpr C rounder = 0x1.8p23f + 127;  // t + rounder - rounder is t rounded to an integer
   static constexpr C ln2_head = 0x1.62e4p-1f, ln2_tail = 0x1.7f7d1cp-20f;  // n * ln2_head is exact
 };
 template <>
@@ -34,7 +34,7 @@ struct Constants<double> {
   static constexpr double largest = 0x1.fffffffffffffp1023;
   static constexpr double largest_power = 1023.0;
   static constexpr double log2_e = 0x1.71547652b82fep+0;
-  static constexpr double rounder = 0x1.8p52;
+  static constexpr double rounder = 0x1.8p52 + 1023;
   static constexpr double ln2_head = 0x1.62e42fee00000p-1, ln2_tail = 0x1.a39ef35793c76p-33;
 };
 
@@ -81,12 +81,11 @@ inline Exponential<C> exponential(Lanes<C> x, Channel<C> channel) {
     V n = shifted - K::rounder;
     V head = fma(n, broadcast(-K::ln2_head), t);
     V tail = fma(n, broadcast(-K::ln2_tail), product_error(channel.beta, x, t));
-    V r = head + tail;
-    V r_tail = (head - r) + tail;
+    V r = head + tail;  // head is exact, and for n = 0 tail is only what rounding beta * x took away
     if constexpr (sizeof(T) == 4)
-      p = r + fma(r * r, horner(kFloatTerms, r), r_tail);
+      p = head + fma(r * r, horner(kFloatTerms, r), tail);
     else
-      p = r + fma(r * r, horner(kDoubleTerms, r), r_tail);
+      p = head + fma(r * r, horner(kDoubleTerms, r), tail);
   }
   V s = power_of_two(shifted);
   return {fma(s, p, s), fma(s, p, s - C(1))};

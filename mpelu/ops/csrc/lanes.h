@@ -138,9 +138,9 @@ inline V product_error(V a, V b, V product) {
   return ((a_head * b_head - product) + a_head * b_tail + a_tail * b_head) + a_tail * b_tail;
 }
 
-// 2^n from n + 1.5 * 2^23 (double: 2^52), whose last bits are those of the integer n; 0 for n = -127 (-1023).
-inline Floats power_of_two(Floats shifted) { return as<Floats>((as<Ints>(shifted) << 23) + (127 << 23)); }
-inline Doubles power_of_two(Doubles shifted) { return as<Doubles>((as<Longs>(shifted) << 52) + (1023L << 52)); }
+// 2^n from n + 127 + 1.5 * 2^23 (double: n + 1023 + 1.5 * 2^52), whose last bits are the exponent; 0 for n = -127 (-1023).
+inline Floats power_of_two(Floats shifted) { return as<Floats>(as<Ints>(shifted) << 23); }
+inline Doubles power_of_two(Doubles shifted) { return as<Doubles>(as<Longs>(shifted) << 52); }
 
 inline void add_to(Doubles& sum, Doubles terms) { sum += terms; }
 inline void add_to(Doubles& sum, Floats terms) {

@@ -1,6 +1,6 @@
-// The Python module mpelu.ops._cpu: chooses the instruction set and passes addresses on.
+// The Python module mpelu.ops._cpu: chooses the instruction set, reads tensors and passes their addresses on.
 //
-// Of Python it needs the limited C API and of torch nothing, so that one binary serves all versions of both.
+// Of Python it needs the limited C API and of torch nothing but DLPack, so that one binary serves all versions of both.
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -9,6 +9,7 @@
 #include <new>
 #include <vector>
 
+#include "dlpack.h"
 #include "statistics.h"
 
 #if defined(__x86_64__)
@@ -101,23 +102,133 @@ T* pointer(Index address) {
   return reinterpret_cast<T*>(address);
 }
 
-PyObject* call_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  return call<4>(arguments, count, [](auto kernels, Shape shape, int threads, const Index* address) {
+// The type of tensors, and the functions of the library that it is from, which stays loaded.
+PyTypeObject* tensor_type = nullptr;
+const dlpack::ExchangeAPI* exchange = nullptr;
+
+PyObject* read_tensors_of(PyObject*, PyObject* type) {
+  PyObject* capsule = PyObject_GetAttrString(type, "__dlpack_c_exchange_api__");
+  if (capsule == nullptr) return nullptr;
+  auto* found = static_cast<const dlpack::ExchangeAPI*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+  Py_DecRef(capsule);
+  if (found == nullptr) return nullptr;
+  if (found->version.major != 1 || found->dltensor_from_py_object_no_sync == nullptr)
+    return PyErr_Format(PyExc_ImportError, "wanted DLPack 1 with views of tensors, got DLPack %u.%u",
+                        found->version.major, found->version.minor);
+  Py_IncRef(type);
+  tensor_type = reinterpret_cast<PyTypeObject*>(type);
+  exchange = found;
+  Py_RETURN_NONE;
+}
+
+// Views so many tensors; they belong to the caller, who keeps them alive.
+template <int tensors>
+bool view(PyObject* const* objects, dlpack::Tensor (&to)[tensors]) {
+  for (int i = 0; i < tensors; ++i) {
+    if (tensor_type == nullptr || !PyType_IsSubtype(Py_TYPE(objects[i]), tensor_type)) {
+      PyErr_Format(PyExc_TypeError, "wanted a tensor of the type that read_tensors_of() was given, got %R", objects[i]);
+      return false;
+    }
+    if (exchange->dltensor_from_py_object_no_sync(objects[i], &to[i]) != 0) return false;
+  }
+  return true;
+}
+
+Index size_of(const dlpack::Tensor& tensor) {
+  Index size = 1;
+  for (int i = 0; i < tensor.ndim; ++i) size *= tensor.shape[i];
+  return size;
+}
+
+// The number that Python knows a dtype by, -1 if it is none of ours.
+int dtype_of(const dlpack::Tensor& tensor) {
+  auto [code, bits, lanes] = tensor.dtype;
+  if (lanes != 1) return -1;
+  if (code == dlpack::kFloat) return bits == 32 ? 0 : bits == 64 ? 1 : bits == 16 ? 3 : -1;
+  return code == dlpack::kBfloat && bits == 16 ? 2 : -1;
+}
+
+template <class T>
+T* memory_of(const dlpack::Tensor& tensor) {
+  return reinterpret_cast<T*>(static_cast<char*>(tensor.data) + tensor.byte_offset);
+}
+
+// Whether elements lie side by side in the order of the dimensions, or with the channels last.
+bool is_dense(const dlpack::Tensor& tensor) {
+  auto follows = [&](Index expected, int last, int first) {
+    for (int i = last; i >= first; --i) {
+      if (tensor.shape[i] != 1 && tensor.strides[i] != expected) return false;
+      expected *= tensor.shape[i];
+    }
+    return tensor.shape[0] == 1 || tensor.strides[0] == expected;
+  };
+  if (tensor.ndim == 0 || follows(1, tensor.ndim - 1, 1)) return true;
+  return tensor.ndim == 4 && tensor.strides[1] == 1 && follows(tensor.shape[1], 3, 2);
+}
+
+bool has_same_strides(const dlpack::Tensor& a, const dlpack::Tensor& b) {
+  return a.ndim == b.ndim && std::equal(a.strides, a.strides + a.ndim, b.strides);
+}
+
+// Whether each channel of x has a number of its own here, or all have one, in the dtype of the arithmetic.
+bool is_parameter(const dlpack::Tensor& parameter, const dlpack::Tensor& x, int dtype) {
+  if (parameter.device.type != dlpack::kCPU || dtype_of(parameter) != (dtype == 1 ? 1 : 0)) return false;
+  if (parameter.ndim == 0 || (parameter.ndim == 1 && parameter.shape[0] == 1)) return true;
+  return parameter.ndim == 1 && x.ndim >= 2 && parameter.shape[0] == x.shape[1] && parameter.strides[0] == 1;
+}
+
+PyObject* call_reads(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  dlpack::Tensor tensors[3];
+  if (count != 3) return PyErr_Format(PyExc_TypeError, "wanted 3 arguments, got %zd", count);
+  if (!view(arguments, tensors)) return nullptr;
+  auto& [x, alpha, beta] = tensors;
+  int dtype = dtype_of(x);
+  return PyBool_FromLong(dtype >= 0 && x.device.type == dlpack::kCPU && size_of(x) > 0 && is_dense(x) &&
+                         is_parameter(alpha, x, dtype) && is_parameter(beta, x, dtype) &&
+                         size_of(alpha) == size_of(beta));
+}
+
+PyObject* call_alike(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  dlpack::Tensor tensors[2];
+  if (count != 2) return PyErr_Format(PyExc_TypeError, "wanted 2 arguments, got %zd", count);
+  if (!view(arguments, tensors)) return nullptr;
+  return PyBool_FromLong(is_dense(tensors[0]) && has_same_strides(tensors[0], tensors[1]));
+}
+
+// Calls function(kernels, operands, tensors) where arguments are x, alpha and beta, other tensors, and how many threads.
+template <int tensors, class Function>
+PyObject* compute(PyObject* const* arguments, Py_ssize_t count, Function function) {
+  if (count != tensors + 1) return PyErr_Format(PyExc_TypeError, "wanted %d arguments, got %zd", tensors + 1, count);
+  dlpack::Tensor given[tensors];
+  int threads = PyLong_AsLong(arguments[tensors]);
+  if (PyErr_Occurred() || !view(arguments, given)) return nullptr;
+  const dlpack::Tensor &x = given[0], &alpha = given[1], &beta = given[2];
+  if (dtype_of(x) < 0) return PyErr_Format(PyExc_TypeError, "there are no kernels for this dtype");
+  Index size = size_of(x), channels = size_of(alpha);
+  // in dense memory a stride is the size of what it steps over, whatever the order of the dimensions
+  Index inner = channels > 1 ? x.strides[1] : size;
+  return with_kernels(dtype_of(x), [&](auto kernels) {
     using T = typename decltype(kernels)::Element;
     using C = Compute<T>;
-    Operands<T> operands{kernels, shape, pointer<C>(address[0]), pointer<C>(address[1]), threads};
-    forward(operands, pointer<T>(address[2]), pointer<T>(address[3]));
+    Shape shape{size / (channels * inner), channels, inner};
+    function(kernels, Operands<T>{kernels, shape, memory_of<C>(alpha), memory_of<C>(beta), threads}, given);
+  });
+}
+
+PyObject* call_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return compute<4>(arguments, count, [](auto kernels, auto operands, const dlpack::Tensor* tensors) {
+    using T = typename decltype(kernels)::Element;
+    forward(operands, memory_of<T>(tensors[0]), memory_of<T>(tensors[3]));
   });
 }
 
 template <bool from_output>
 PyObject* call_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  return call<7>(arguments, count, [](auto kernels, Shape shape, int threads, const Index* address) {
+  return compute<7>(arguments, count, [](auto kernels, auto operands, const dlpack::Tensor* tensors) {
     using T = typename decltype(kernels)::Element;
     using C = Compute<T>;
-    Operands<T> operands{kernels, shape, pointer<C>(address[0]), pointer<C>(address[1]), threads};
-    backward(from_output ? kernels.backward_from_output : kernels.backward, operands, pointer<T>(address[2]),
-             pointer<T>(address[3]), pointer<T>(address[4]), pointer<C>(address[5]), pointer<C>(address[6]));
+    backward(from_output ? kernels.backward_from_output : kernels.backward, operands, memory_of<T>(tensors[3]),
+             memory_of<T>(tensors[0]), memory_of<T>(tensors[4]), memory_of<C>(tensors[5]), memory_of<C>(tensors[6]));
   });
 }
 
@@ -200,21 +311,30 @@ PyCFunction as_method(Function function) {
 PyMethodDef methods[] = {
     {"instruction_sets", instruction_sets, METH_NOARGS, "Return the names of those that this CPU has, the best last."},
     {"use", use, METH_O, "Use the instruction set of this name from now on, instead of the best."},
+    {"read_tensors_of", read_tensors_of, METH_O,
+     "read_tensors_of(type)\n\n"
+     "Take tensors of this type from now on, by DLPack's functions for C; needed for the next five."},
+    {"reads", as_method(call_reads), METH_FASTCALL,
+     "reads(x, alpha, beta)\n\n"
+     "Return whether the tensors can be computed with as they are: x is on the CPU, floating, not empty and contiguous\n"
+     "or channels-last; alpha and beta have one element each or one for each channel, in the dtype of the arithmetic."},
+    {"alike", as_method(call_alike), METH_FASTCALL,
+     "alike(a, b)\n\nReturn whether both are contiguous or both channels-last; of tensors of one shape."},
     {"forward", as_method(call_forward), METH_FASTCALL,
-     "forward(dtype, size, channels, inner, threads, alpha, beta, x, y)\n\n"
-     "Compute y. The last four are addresses: x and y of dense tensors of one layout and `size` elements, in which\n"
-     "the channel changes after `inner` elements; alpha and beta of one float for each channel (a double for\n"
-     "float64). dtype is 0 for float32, 1 for float64, 2 for bfloat16 and 3 for float16."},
+     "forward(x, alpha, beta, y, threads)\n\n"
+     "Compute y. x and y are dense and of one layout; alpha and beta are contiguous, of one size, and float32, for\n"
+     "float64 float64."},
     {"backward", as_method(call_backward<false>), METH_FASTCALL,
-     "backward(dtype, size, channels, inner, threads, alpha, beta, grad, x, grad_x, grad_alpha, grad_beta)\n\n"
-     "Compute the last three. The arguments are as for forward."},
+     "backward(x, alpha, beta, grad, grad_x, grad_alpha, grad_beta, threads)\n\n"
+     "Compute the last three tensors. They are as for forward."},
     {"backward_from_output", as_method(call_backward<true>), METH_FASTCALL,
-     "backward_from_output(dtype, size, channels, inner, threads, alpha, beta, grad, y, grad_x, grad_alpha, grad_beta)"
-     "\n\nCompute the last three, which needs alpha * beta > 0. The arguments are as for forward."},
+     "backward_from_output(y, alpha, beta, grad, grad_x, grad_alpha, grad_beta, threads)\n\n"
+     "Compute the last three tensors, which needs alpha * beta > 0. They are as for forward."},
     {"moments", as_method(call_moments), METH_FASTCALL,
      "moments(dtype, size, channels, inner, threads, x)\n\n"
-     "Return the mean square of x, its mean, and the variance of the means of its channels. The arguments are as for\n"
-     "forward."},
+     "Return the mean square of x, its mean, and the variance of the means of its channels. x is the address of a dense\n"
+     "tensor of `size` elements, in which the channel changes after `inner` elements. dtype is 0 for float32, 1 for\n"
+     "float64, 2 for bfloat16 and 3 for float16."},
     {"products", as_method(call_products), METH_FASTCALL,
      "products(dtype, sizes, strides, x, found)\n\n"
      "Compute the inner products of n examples, the first dimension of x with these sizes and strides in elements:\n"
