@@ -78,6 +78,8 @@ class PiecewiseLinear:
         return len(self.knots) == 1 and not self.knots.any() and not self.intercepts.any()
 
     def __call__(self, mean: Tensor, variance: float) -> Tensor:
+        if self.is_rectifier() and not mean.any():
+            return self._of_halves(variance).expand(6, len(mean), -1)
         infinity = torch.full_like(self.slopes[:1], math.inf)
         edges = torch.cat([-infinity, self.knots, infinity])
         lines = [
@@ -91,6 +93,13 @@ class PiecewiseLinear:
             leap = (after - before) * (after + before)
             total[5] += leap * distance * density_at(distance, variance) / (2 * math.sqrt(variance) * variance)
         return total
+
+    def _of_halves(self, variance: float) -> Tensor:
+        """Return the moments of a rectifier at mean 0, which a plan needs for every layer; shape (6, 1, C)."""
+        left, right = self.slopes
+        half_size, square = math.sqrt(variance) / ROOT_2_PI, (left * left + right * right) / 2
+        mean, cross = half_size * (right - left), half_size * (right - left) * (right + left)
+        return torch.stack([mean, variance * square, (left + right) / 2, square, cross, square])[:, None]
 
 
 @dataclass(frozen=True)
