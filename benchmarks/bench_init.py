@@ -100,7 +100,8 @@ def autoinit(model: Stack, example: Tensor, seed: int) -> None:
 def tat(model: Stack, example: Tensor, seed: int) -> None:
     """Tailored Activation Transformations (Zhang et al., arXiv:2203.08120): orthogonal, no bias, not calibrated.
 
-    Units of two straight lines get their tailored slope, and for SELU there is none; MPELU needs alpha * beta = 1.
+    Kernels are delta-orthogonal, as the source wants them: zero padding then takes nothing. Units of two straight lines
+    get their tailored slope, and for SELU there is none; MPELU needs alpha * beta = 1.
     """
     depth = len(model.weights()) - 1
     for index, layer in enumerate(model):
@@ -108,7 +109,8 @@ def tat(model: Stack, example: Tensor, seed: int) -> None:
             weight = layer.weight[0].numel()
             fed_by = model[index - 1] if index else nn.Identity()
             gain = mpelu.init.gain(fed_by) if isinstance(fed_by, nn.LeakyReLU) else 1.0
-            mpelu.init.fill_(layer.weight, gain / math.sqrt(weight), distribution="orthogonal")
+            matrix = "orthogonal" if isinstance(layer, nn.Linear) else "delta_orthogonal"
+            mpelu.init.fill_(layer.weight, gain / math.sqrt(weight), distribution=matrix)
             zero_bias(layer)
         elif isinstance(layer, nn.ReLU | nn.LeakyReLU | nn.PReLU):
             model[index] = nn.LeakyReLU(tailored_slope(depth).negative_slope)

@@ -1,32 +1,49 @@
 """Timings as Markdown, from the rows that a benchmark wrote."""
 
+import math
 from collections.abc import Sequence
 
 from mpelu.bench.timing import Row
 
 PARTS = ("forward", "backward")
+TENSORS = {"forward": 2, "backward": 3}
+"""How many of the size of x a pass has to read and write at least; so does a copy forward."""
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 AGAINST = ("elu", "prelu", "leaky_relu", "relu", "silu", "gelu", "reference", "compiled naive")
 
 
 def activation_table(rows: Sequence[Row]) -> str:
-    """Return MPELU's time, and its ratio to each other activation, forward and backward together, row by setting."""
+    """Return MPELU's time, and its ratio to each other activation, forward and backward together, row by setting.
+
+    Beside it the bandwidth that this amounts to, and that of a copy, which is what memory allows.
+    """
     newest = _newest(rows, "activation")
     names = [name for name in AGAINST if any(key[4] == name for key in newest)]
     settings = list(dict.fromkeys(key[:4] for key in newest))
-    head = ["shape, layout, dtype", "isa", "fwd / bwd ms", *(f"/ {name}" for name in names)]
+    head = ["shape, layout, dtype", "isa", "fwd / bwd ms", "GB/s", "copy GB/s", *(f"/ {name}" for name in names)]
     body = []
     for shape, layout, dtype, isa in settings:
-        cells = newest.get((shape, layout, dtype, isa, "mpelu", "forward ms"))
-        backward = newest.get((shape, layout, dtype, isa, "mpelu", "backward ms"))
+        times = [newest.get((shape, layout, dtype, isa, "mpelu", f"{part} ms")) for part in PARTS]
+        copy = newest.get((shape, layout, dtype, isa, "copy", "forward ms"))
         body.append(
             [
                 f"{shape} {layout} {dtype}",
                 isa,
-                f"{cells:.2f} / {backward:.2f}" if cells is not None and backward is not None else "–",
+                " / ".join(_number(time, 2) for time in times),
+                " / ".join(_bandwidth(shape, dtype, part, time) for part, time in zip(PARTS, times, strict=True)),
+                _bandwidth(shape, dtype, "forward", copy),
                 *(_number(newest.get((shape, layout, dtype, isa, name, "mpelu / it")), 2) for name in names),
             ]
         )
     return _markdown(head, body)
+
+
+def _bandwidth(shape: str, dtype: str, part: str, milliseconds: float | None) -> str:
+    """Return GB/s of a pass that reads and writes what it has to, and nothing twice."""
+    if milliseconds is None:
+        return _number(None, 0)
+    size = BYTES[dtype] * math.prod(int(length) for length in shape.split(","))
+    return _number(TENSORS[part] * size / (milliseconds * 1e6), 1)
 
 
 def compiled_table(rows: Sequence[Row]) -> str:

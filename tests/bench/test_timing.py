@@ -49,15 +49,22 @@ def test_table_shows_the_newest_value_of_each_setting():
         row("mpelu", "forward ms", 9.0),
         row("mpelu", "forward ms", 1.0),
         row("mpelu", "backward ms", 2.0),
+        row("copy", "forward ms", 0.5e-4),
         row("elu", "mpelu / it", 0.5),
         row("elu", "mpelu / it", 0.25, isa="avx512"),
     ]
     assert tables.activation_table(rows) == (
-        "| shape, layout, dtype | isa | fwd / bwd ms | / elu |\n"
-        "| --- | ---: | ---: | ---: |\n"
-        "| 8,4 contiguous float32 | avx2 | 1.00 / 2.00 | 0.50 |\n"
-        "| 8,4 contiguous float32 | avx512 | – | 0.25 |\n"
+        "| shape, layout, dtype | isa | fwd / bwd ms | GB/s | copy GB/s | / elu |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| 8,4 contiguous float32 | avx2 | 1.00 / 2.00 | 0.0 / 0.0 | 5.1 | 0.50 |\n"
+        "| 8,4 contiguous float32 | avx512 | – / – | – / – | – | 0.25 |\n"
     )
+
+
+def test_bandwidth_counts_what_has_to_be_read_and_written():
+    rows = [row("mpelu", "forward ms", 1e-5), row("mpelu", "backward ms", 1e-5), row("copy", "forward ms", 1e-5)]
+    # 32 elements of 4 bytes in 10 ns: 12.8 GB/s for each of them that is read or written
+    assert "| 25.6 / 38.4 | 25.6 |" in tables.activation_table(rows)
 
 
 def test_table_of_networks_has_a_dash_where_a_number_is_missing():
