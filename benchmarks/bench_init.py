@@ -288,6 +288,7 @@ def main() -> None:
         print(decades(rows, *options.decades) if options.decades else table(rows))
         return
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # a signal that vanishes becomes subnormal, and a convolution takes minutes
     known = _known(options.csv)
     rows = []
     for depth in options.depth:
