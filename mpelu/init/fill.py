@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ __all__ = [
     "taylor_normal_",
     "write_",
 ]
+
+KEPT_NUMBERS = 2**28
+"""How many numbers of float64 :func:`factoring_once` keeps."""
 
 TRUNCATION = 2.0
 """Where truncated normal numbers end, in standard deviations of the normal distribution that is truncated."""
@@ -292,7 +296,7 @@ def _uniform(shape: tuple[int, ...], std: float, stream: torch.Generator | None)
 
 def _orthogonal(shape: tuple[int, ...], std: float, stream: torch.Generator | None) -> Tensor:
     groups, rows, columns = shape[0], shape[1], math.prod(shape[2:])
-    return _haar(groups, rows, columns, stream).mul_(std * math.sqrt(max(rows, columns))).view(shape)
+    return (_haar(groups, rows, columns, stream) * (std * math.sqrt(max(rows, columns)))).view(shape)
 
 
 def _delta_orthogonal(shape: tuple[int, ...], std: float, stream: torch.Generator | None) -> Tensor:
@@ -300,22 +304,66 @@ def _delta_orthogonal(shape: tuple[int, ...], std: float, stream: torch.Generato
     values = torch.zeros(shape, dtype=torch.float64, device="cpu")
     scale = std * math.sqrt(max(rows, columns) * math.prod(kernel))
     middle = [slice((taps - 1) // 2, (taps - 1) // 2 + 1) for taps in kernel]
-    matrices = _haar(groups, rows, columns, stream).mul_(scale)
+    matrices = _haar(groups, rows, columns, stream) * scale
     values[:, :, :, *middle] = matrices.view(groups, rows, columns, *[1] * len(kernel))
     return values
 
 
+class _Factors:
+    """Orthogonal matrices by what they are drawn from, and the state that the stream is in behind them."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[bytes, tuple[int, ...]], tuple[Tensor, Tensor]] = {}
+        self._room = KEPT_NUMBERS
+
+    def draw(self, shape: tuple[int, ...], stream: torch.Generator) -> Tensor:
+        key = hashlib.blake2b(stream.get_state().numpy().tobytes()).digest(), shape
+        if key in self._found:
+            matrices, behind = self._found[key]
+            stream.set_state(behind)
+            return matrices
+        matrices = _factored(shape, stream)
+        if matrices.numel() <= self._room:
+            self._room -= matrices.numel()
+            self._found[key] = matrices, stream.get_state()
+        return matrices
+
+
+_FACTORS: ContextVar[_Factors | None] = ContextVar("_FACTORS", default=None)
+
+
+@contextmanager
+def factoring_once() -> Iterator[None]:
+    """Keep the orthogonal matrices that are drawn within, for when the same ones are drawn again.
+
+    A plan is calibrated with the weights before they are written, and nearly all of its time is for their
+    factorizations. The bits are those of drawing twice. As many are kept as take 2 GB. Within itself it changes
+    nothing.
+    """
+    token = _FACTORS.set(_FACTORS.get() or _Factors())
+    try:
+        yield
+    finally:
+        _FACTORS.reset(token)
+
+
 def _haar(count: int, rows: int, columns: int, stream: torch.Generator | None) -> Tensor:
-    """Draw matrices with orthonormal rows or columns, whichever are fewer, uniformly; shape (count, rows, columns).
+    """Draw matrices with orthonormal rows or columns, whichever are fewer, uniformly; shape (count, rows, columns)."""
+    shape = (count, max(rows, columns), min(rows, columns))
+    factors = _FACTORS.get()
+    tall = _factored(shape, stream) if factors is None or stream is None else factors.draw(shape, stream)
+    return tall if rows >= columns else tall.mT
+
+
+def _factored(shape: tuple[int, ...], stream: torch.Generator | None) -> Tensor:
+    """Draw matrices with orthonormal columns.
 
     The Q of a normal matrix is uniform once the diagonal of R is made positive; the factorization does not do that.
     Source: Mezzadri, arXiv:math-ph/0609050, Sec. 5.
     """
-    numbers = _normal((count, max(rows, columns), min(rows, columns)), 1.0, stream).double()
     with _one_thread():
-        orthogonal, triangular = torch.linalg.qr(numbers)
-    orthogonal.mul_(torch.where(triangular.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)[:, None, :])
-    matrices: Tensor = orthogonal if rows >= columns else orthogonal.mT
+        orthogonal, triangular = torch.linalg.qr(_normal(shape, 1.0, stream).double())
+    matrices: Tensor = orthogonal.mul_(torch.where(triangular.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)[:, None, :])
     return matrices
 
 

@@ -14,7 +14,7 @@ from mpelu.graph.capture import Example
 from mpelu.init.calibrate import in_training, refined
 from mpelu.init.choosing import Choices, Wishes
 from mpelu.init.fans import FANS
-from mpelu.init.fill import DISTRIBUTIONS, fresh_seed, write_
+from mpelu.init.fill import DISTRIBUTIONS, factoring_once, fresh_seed, write_
 from mpelu.init.parametrized import originals
 from mpelu.init.probe import noise_like
 from mpelu.init.rows import AS_IS, THROUGH, InitPlan, PlanRow
@@ -185,8 +185,9 @@ def _check_skip(wishes: Wishes, model: nn.Module) -> None:
 
 def initialize(model: nn.Module, example: Example, **options: object) -> InitPlan:
     """Plan, then apply; the arguments, errors and result are those of :func:`plan`."""
-    init_plan = plan(model, example, **options)  # type: ignore[arg-type]
-    apply(init_plan, model)
+    with factoring_once():
+        init_plan = plan(model, example, **options)  # type: ignore[arg-type]
+        apply(init_plan, model)
     return init_plan
 
 

@@ -18,6 +18,7 @@ from mpelu.errors import UsageError
 from mpelu.graph import Graph, Node, read
 from mpelu.graph.capture import Example
 from mpelu.init.calibrate import in_training
+from mpelu.init.fill import factoring_once
 from mpelu.init.plan import InitPlan, apply, plan
 from mpelu.init.rows import PlanRow
 from mpelu.init.shape import ETA, tailored_shape, tailored_slope
@@ -37,6 +38,7 @@ of five seeds, each at its best learning rate).
 """
 
 
+@factoring_once()
 def tailor(
     model: nn.Module,
     example: Example,

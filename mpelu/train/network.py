@@ -11,6 +11,7 @@ from mpelu.data.batches import stream_seed
 from mpelu.errors import UsageError
 from mpelu.graph import read
 from mpelu.init import InitPlan, PlanRow, apply, plan, tailor
+from mpelu.init.fill import factoring_once
 from mpelu.models import OWN, build_model, family_of, source_sha256
 from mpelu.optim import keep_beta_positive, param_groups
 from mpelu.train.recipe import Recipe, recipe_hash
@@ -26,6 +27,7 @@ def hash_of(recipe: Recipe, dataset: Data) -> str:
     return recipe_hash(recipe, dataset.sha256, source_sha256(recipe.model) if own else "")
 
 
+@factoring_once()
 def build(recipe: Recipe, dataset: Data, *, seed: int) -> tuple[nn.Module, InitPlan | None]:
     """Build the network of a resolved recipe and initialize it; the same seed gives the same weights.
 

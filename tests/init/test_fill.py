@@ -24,6 +24,7 @@ from mpelu.init import (
     taylor_normal_,
     write_,
 )
+from mpelu.init.fill import factoring_once
 from tests.cases import normal, over_activations
 
 
@@ -356,6 +357,43 @@ def test_matrices_are_factorized_by_one_thread(distribution, monkeypatch):
     finally:
         torch.set_num_threads(threads)
     assert seen == [1]
+
+
+@pytest.mark.parametrize("distribution", ORTHOGONAL)
+def test_the_same_matrices_are_factorized_once(distribution, monkeypatch):
+    """Two blocks, so that the second one is drawn from where the first has left the stream."""
+    count, factorize = 0, torch.linalg.qr
+
+    def counted(numbers: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal count
+        count += 1
+        return factorize(numbers)
+
+    def twice() -> list[Tensor]:
+        streams = generator(5), generator(5), generator(6)
+        blocks = ((0, 4), (4, 6))
+        drawn = [
+            draw((6, 4, 3), 0.1 + i, distribution=distribution, blocks=blocks, generator=streams[i]) for i in range(3)
+        ]
+        return [*drawn, *(torch.rand(2, generator=stream) for stream in streams)]
+
+    wanted = twice()
+    monkeypatch.setattr(torch.linalg, "qr", counted)
+    with factoring_once():
+        found = twice()
+        with factoring_once():
+            twice()
+    assert count == 4  # two blocks from two streams
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    draw((6, 4, 3), 0.1, distribution=distribution, generator=generator(5))
+    assert count == 5  # nothing is kept behind it
+
+
+def test_what_is_too_large_is_drawn_again(monkeypatch):
+    monkeypatch.setattr("mpelu.init.fill.KEPT_NUMBERS", 20)
+    with factoring_once():
+        first, second = (draw((6, 4), 0.1, distribution="orthogonal", generator=generator(5)) for _ in range(2))
+    assert torch.equal(first, second)
 
 
 @over_distributions
