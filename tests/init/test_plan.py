@@ -864,3 +864,20 @@ def test_public_names():
     assert mpelu.plan is plan
     assert mpelu.initialize is initialize
     assert mpelu.InitPlan is InitPlan
+
+
+@pytest.mark.parametrize("start", [initialize, mpelu.tailor], ids=["initialize", "tailor"])
+def test_a_weight_is_factorized_once_for_calibration_and_model(monkeypatch, start):
+    factorize, shapes = torch.linalg.qr, []
+
+    def counted(numbers: Tensor) -> tuple[Tensor, Tensor]:
+        shapes.append(tuple(numbers.shape))
+        return factorize(numbers)
+
+    monkeypatch.setattr(torch.linalg, "qr", counted)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ELU(), nn.Linear(5, 4), nn.ELU(), nn.Linear(4, 3))
+    made = start(model, torch.zeros(2, 6), seed=0)
+    assert shapes == [(1, 6, 5), (1, 5, 4), (1, 4, 3)]
+    found = {name: values.clone() for name, values in model.named_parameters()}
+    apply(made, model)
+    assert all(torch.equal(values, found[name]) for name, values in model.named_parameters())
