@@ -58,13 +58,13 @@ def mpelu(
     if has_torch_function_variadic(x, alpha, beta):  # a proxy of torch.fx becomes one call of this function
         overridden: Tensor = handle_torch_function(mpelu, (x, alpha, beta), x, alpha, beta, save=save, inplace=inplace)
         return overridden
-    if not x.is_floating_point():
-        cure = "put DeQuantStub before MPELU and QuantStub behind it" if x.is_quantized else "convert it with x.float()"
-        raise UsageError(f"x must have a floating dtype, got {x.dtype}; {cure}")
     if save == "input" and not inplace:
         y = dispatch.at_once(x, alpha, beta)
         if y is not None:
             return y
+    if not x.is_floating_point():
+        cure = "put DeQuantStub before MPELU and QuantStub behind it" if x.is_quantized else "convert it with x.float()"
+        raise UsageError(f"x must have a floating dtype, got {x.dtype}; {cure}")
     channels = x.shape[1:2]
     if not (isinstance(alpha, Tensor) and alpha.shape == channels):
         alpha = _parameter("alpha", alpha, x)

@@ -7,7 +7,6 @@ The module is built from ``csrc``. It takes threads from torch's own pool, so to
 
 import os
 import warnings
-from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mpelu.errors import UsageError
-from mpelu.ops.fused import alike
+from mpelu.ops.fused import Gradients, alike
 from mpelu.ops.plain import is_plain
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -34,8 +33,8 @@ def compiled() -> ModuleType | None:
     try:
         from mpelu.ops import _cpu
 
-        _cpu.read_tensors_of(Tensor)
-    except (ImportError, AttributeError) as error:  # built from older sources, it lacks functions
+        _cpu.read_tensors_of(Tensor, torch.nn.Parameter)
+    except (ImportError, AttributeError, TypeError) as error:  # built from older sources, it lacks what is called
         warnings.warn(
             f"MPELU on CPU is several times slower without its compiled part ({error}). Install a wheel of mpelu, or "
             "install it from source where there is a C++ compiler",
@@ -63,46 +62,35 @@ def supports(x: Tensor) -> bool:
     return x.dtype in _DTYPES and x.numel() > 0 and compiled() is not None
 
 
-def _kernels() -> ModuleType:
-    module = compiled()
-    assert module is not None  # supports() has said so
-    return module
-
-
-def reads(x: Tensor, alpha: Tensor, beta: Tensor) -> bool:
-    """Return whether plain tensors are as :class:`mpelu.ops.fused.Backend` describes them; in unusual layouts False.
-
-    A subset of what :func:`supports`, after conversions that find nothing to do, in less time.
-    """
-    module = compiled()
-    return module is not None and module.reads(x, alpha, beta)
-
-
 def forward(x: Tensor, alpha: Tensor, beta: Tensor, *, inplace: bool = False) -> Tensor:
     """Return y for tensors as :class:`mpelu.ops.fused.Backend` describes them."""
+    module = compiled()
+    assert module is not None
     y = x if inplace else torch.empty_like(x)  # each element is read before it is written
-    _kernels().forward(x, alpha, beta, y, torch.get_num_threads())
+    module.forward(x, alpha, beta, y, torch.get_num_threads())
     return y
 
 
-def backward(grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients for x, alpha and beta."""
-    return _backward(_kernels().backward, grad, x, alpha, beta)
-
-
-def backward_from_output(grad: Tensor, y: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients for x, alpha and beta where alpha * beta > 0."""
-    return _backward(_kernels().backward_from_output, grad, y, alpha, beta)
-
-
-def _backward(
-    kernel: Callable[..., None], grad: Tensor, saved: Tensor, alpha: Tensor, beta: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    if not _kernels().alike(grad, saved):
+def backward(
+    grad: Tensor, saved: Tensor, alpha: Tensor, beta: Tensor, *, from_output: bool = False
+) -> Gradients | None:
+    """Return the gradients for x, alpha and beta from x or y, None if grad or what was saved is not plain."""
+    module = compiled()
+    assert module is not None
+    if not module.alike(grad, saved):
+        if not is_plain(grad, saved):
+            return None
         grad, saved = alike(grad, saved)
     gradients = torch.empty_like(saved), torch.empty_like(alpha), torch.empty_like(beta)
-    kernel(saved, alpha, beta, grad, *gradients, torch.get_num_threads())
+    compute = module.backward_from_output if from_output else module.backward
+    compute(saved, alpha, beta, grad, *gradients, torch.get_num_threads())
     return gradients
+
+
+def _kernels() -> ModuleType:
+    module = compiled()
+    assert module is not None  # readable() has said so
+    return module
 
 
 def readable(x: Tensor) -> bool:

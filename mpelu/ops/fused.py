@@ -3,17 +3,20 @@
 A kernel backend is a module with the functions of :class:`Backend`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mpelu.ops import reference
-from mpelu.ops.plain import is_plain
+from mpelu.ops.plain import torch_only_computes
+
+Gradients = tuple[Tensor, Tensor, Tensor]
 
 
-class Backend(Protocol):
+class Backend(Hashable, Protocol):
     """Kernels of one device, for plain tensors in its memory.
 
     x is dense and not empty; alpha and beta are contiguous, have one element or one for each channel, and the dtype of
@@ -28,20 +31,27 @@ class Backend(Protocol):
         """Return y, with the strides of x; in the memory of x if so asked."""
         ...
 
-    def backward(self, grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradients for x, alpha and beta, with their strides and dtypes."""
-        ...
+    def backward(
+        self, grad: Tensor, saved: Tensor, alpha: Tensor, beta: Tensor, *, from_output: bool = False
+    ) -> Gradients | None:
+        """Return the gradients for x, alpha and beta, with their strides and dtypes.
 
-    def backward_from_output(
-        self, grad: Tensor, y: Tensor, alpha: Tensor, beta: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the same from y, where alpha * beta > 0."""
+        Args:
+            grad: Gradient for y.
+            saved: x; or y, where alpha * beta > 0.
+            alpha: As in the forward pass.
+            beta: As in the forward pass.
+            from_output: Whether y was saved.
+
+        Returns:
+            None if grad or what was saved is not plain.
+        """
         ...
 
 
 def apply(backend: Backend, x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """Compute MPELU of plain tensors. What a kernel could not read is converted first, differentiably."""
-    return compute(backend, *readable(x, alpha, beta))
+    return function(backend)(*readable(x, alpha, beta))
 
 
 def readable(x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,25 +102,29 @@ def alike(grad: Tensor, saved: Tensor) -> tuple[Tensor, Tensor]:
     return grad if grad.stride() == saved.stride() else torch.empty_like(saved).copy_(grad), saved
 
 
-class Fused(torch.autograd.Function):
-    """MPELU by the kernels of a backend.
+@cache
+def function(backend: Backend) -> Callable[..., Tensor]:
+    """Return MPELU by the kernels of a backend, of x, alpha and beta as they are described there.
 
-    With a separate ``setup_context``, torch would bind the signature anew in each call: 30 us more.
+    Each backend has an autograd function of its own: what passes through ``ctx`` takes time. So does a separate
+    ``setup_context``, for which torch would bind the signature anew in each call (30 us).
     """
 
-    @staticmethod
-    def forward(ctx: Any, backend: Backend, x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-        ctx.backend = backend
-        ctx.save_for_backward(x, alpha, beta)
-        return backend.forward(x, alpha, beta)
+    class Fused(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+            ctx.save_for_backward(x, alpha, beta)
+            return backend.forward(x, alpha, beta)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, Tensor | None, Tensor | None]:
-        x, alpha, beta = ctx.saved_tensors
-        if torch.is_grad_enabled() or not is_plain(grad, x):
-            return None, *reference.backward(grad, x, alpha, beta, wanted=ctx.needs_input_grad[1:])
-        return None, *ctx.backend.backward(grad, x, alpha, beta)
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+            x, alpha, beta = ctx.saved_tensors
+            if not torch.is_grad_enabled() and torch_only_computes():
+                gradients = backend.backward(grad, x, alpha, beta)
+                if gradients is not None:
+                    return gradients
+            return reference.backward(grad, x, alpha, beta, wanted=ctx.needs_input_grad)
 
-
-# Function.apply would first unwrap what functorch left behind, which is_plain refuses: 7 % of a step at 2048 elements
-compute: Callable[..., Tensor] = super(torch.autograd.Function, Fused).apply
+    # Function.apply would first unwrap what functorch left behind, which no plain tensor is
+    compute: Callable[..., Tensor] = super(torch.autograd.Function, Fused).apply
+    return compute

@@ -14,10 +14,11 @@ from torch import Tensor
 from mpelu.ops import cpu, fused, reference
 
 
-def _backward(grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor) -> fused.Gradients:
     """Return the gradients for x, alpha and beta. The last two are as :class:`mpelu.ops.fused.Backend` has them."""
-    if cpu.supports(x):
-        return cpu.backward(grad, x, alpha, beta)
+    gradients = cpu.backward(grad, x, alpha, beta) if cpu.supports(x) else None
+    if gradients is not None:
+        return gradients
     grad_x, grad_alpha, grad_beta = reference.backward(grad, x, alpha, beta)
     assert grad_x is not None
     assert grad_alpha is not None
@@ -25,7 +26,7 @@ def _backward(grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Ten
     return grad_x, grad_alpha, grad_beta
 
 
-def _shapes(grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG001
+def _shapes(grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor) -> fused.Gradients:  # noqa: ARG001
     return torch.empty_like(x), torch.empty_like(alpha), torch.empty_like(beta)
 
 
@@ -66,6 +67,6 @@ class Compiled(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.mpelu.backward(grad, *ctx.saved_tensors)
+    def backward(ctx: Any, grad: Tensor) -> fused.Gradients:
+        gradients: fused.Gradients = torch.ops.mpelu.backward(grad, *ctx.saved_tensors)
         return gradients

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mpelu.errors import UsageError
 from mpelu.ops import fused, reference
-from mpelu.ops.plain import is_plain
+from mpelu.ops.plain import torch_only_computes
 
 
 def apply(backend: fused.Backend | None, x: Tensor, alpha: Tensor, beta: Tensor, *, inplace: bool) -> Tensor:
@@ -86,9 +86,11 @@ class FromOutput(torch.autograd.Function):
                 "create_graph=True"
             )
         y, alpha, beta = ctx.saved_tensors
-        if ctx.backend is None or not is_plain(grad, y):
-            return None, *reference.backward_from_output(grad, y, alpha, beta, ctx.needs_input_grad[1:4]), None
-        return None, *ctx.backend.backward_from_output(grad, y, alpha, beta), None
+        if ctx.backend is not None and torch_only_computes():
+            gradients = ctx.backend.backward(grad, y, alpha, beta, from_output=True)
+            if gradients is not None:
+                return None, *gradients, None
+        return None, *reference.backward_from_output(grad, y, alpha, beta, ctx.needs_input_grad[1:4]), None
 
 
 _from_output: Callable[..., Tensor] = super(torch.autograd.Function, FromOutput).apply  # as in mpelu.ops.fused

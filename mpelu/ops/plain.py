@@ -10,12 +10,16 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 
+def torch_only_computes() -> bool:
+    """Return False under functorch transforms, dispatch modes, forward-mode differentiation and tracing."""
+    return not (_transforms() or _modes() or _is_tracing() or forward_ad._current_level >= 0)
+
+
 def is_plain(tensor: Tensor, *others: Tensor) -> bool:
     """Return whether these are ordinary dense tensors in one memory, and operators do nothing but compute.
 
     That is the memory of the CPU or of one CUDA device. False for sparse, fake, meta, lazily negated and batched
-    tensors and for subclasses that intercept operators, and under functorch transforms, dispatch modes, forward-mode
-    differentiation and tracing.
+    tensors and for subclasses that intercept operators, and unless :func:`torch_only_computes`.
     """
     keys = _dispatch_keys(tensor).raw_repr()
     if keys in _ON_CPU:
@@ -24,7 +28,7 @@ def is_plain(tensor: Tensor, *others: Tensor) -> bool:
                 return False
     elif keys not in _ON_CUDA or not all(_is_plain_on(other, tensor.get_device()) for other in others):
         return False
-    return not (_transforms() or _modes() or _is_tracing() or forward_ad._current_level >= 0)
+    return torch_only_computes()
 
 
 def _is_plain_on(tensor: Tensor, cuda_device: int) -> bool:
@@ -54,6 +58,9 @@ try:
     forward_ad._current_level  # noqa: B018
     _ON_CPU, _ON_CUDA = _ordinary_keys("CPU"), _ordinary_keys("CUDA")
 except AttributeError:
+
+    def torch_only_computes() -> bool:
+        return False
 
     def is_plain(tensor: Tensor, *others: Tensor) -> bool:  # noqa: ARG001
         return False

@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mpelu.ops.fused import alike, channel_stride
+from mpelu.ops.fused import Gradients, alike, channel_stride
+from mpelu.ops.plain import is_plain
 
 _DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
 
@@ -121,19 +122,12 @@ def forward(x: Tensor, alpha: Tensor, beta: Tensor, *, inplace: bool = False) ->
     return y
 
 
-def backward(grad: Tensor, x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients for x, alpha and beta."""
-    return _gradients(grad, x, alpha, beta, from_output=False)
-
-
-def backward_from_output(grad: Tensor, y: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients for x, alpha and beta where alpha * beta > 0."""
-    return _gradients(grad, y, alpha, beta, from_output=True)
-
-
-def _gradients(
-    grad: Tensor, saved: Tensor, alpha: Tensor, beta: Tensor, *, from_output: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(
+    grad: Tensor, saved: Tensor, alpha: Tensor, beta: Tensor, *, from_output: bool = False
+) -> Gradients | None:
+    """Return the gradients for x, alpha and beta from x or y, None if grad or what was saved is not plain."""
+    if not is_plain(grad, saved):
+        return None
     grad, saved = alike(grad, saved)
     channels, capacity = alpha.numel(), _BACKWARD_BYTES // saved.element_size()
     plan = _plan(saved.numel(), channels, channel_stride(saved, channels), capacity, _MANY_SAMPLES)

@@ -401,7 +401,7 @@ class TestKernels:
 
     def check_from_output(self, x, parameters, grad):
         y = kernels.forward(x, *parameters)
-        grad_x, *sums = kernels.backward_from_output(grad, y, *parameters)
+        grad_x, *sums = kernels.backward(grad, y, *parameters, from_output=True)
         (wanted, *terms), (slack, *sum_slack) = exact_from_output(y, *parameters, grad)
         assert grad_x.stride() == x.stride()
         assert grad_x.dtype == x.dtype
@@ -416,32 +416,39 @@ class TestKernels:
         # the third has saturated, and rounding has put the fourth below -alpha
         y = parameter(infinity, largest, -0.5, -0.5 * (1 + torch.finfo(dtype).eps), 0.0, -0.0, dtype=dtype)
         grad = torch.full_like(y, 3.0)
-        grad_x, grad_alpha, grad_beta = kernels.backward_from_output(grad, y, parameter(0.5), parameter(4.0))
+        grad_x, grad_alpha, grad_beta = kernels.backward(grad, y, parameter(0.5), parameter(4.0), from_output=True)
         assert grad_x.tolist() == [3.0, 3.0, 0.0, 0.0, 6.0, 6.0]  # at 0, alpha * beta = 2
         assert grad_alpha.item() == -6.0
         assert grad_beta.item() == 0.0
 
         with_nan = torch.full((40,), torch.nan, dtype=dtype, device=DEVICE)
-        results = kernels.backward_from_output(torch.ones_like(with_nan), with_nan, parameter(0.5), parameter(2.0))
+        results = kernels.backward(
+            torch.ones_like(with_nan), with_nan, parameter(0.5), parameter(2.0), from_output=True
+        )
         assert all(tensor.isnan().all() for tensor in results)
 
         y, grad = parameter(1.0, -0.5, 2.0), parameter(infinity, 1.0, torch.nan)
-        _, grad_alpha, grad_beta = kernels.backward_from_output(grad, y, parameter(1.0), parameter(1.0))
+        _, grad_alpha, grad_beta = kernels.backward(grad, y, parameter(1.0), parameter(1.0), from_output=True)
         assert grad_alpha.isfinite()
         assert grad_beta.isfinite()
+
+    def test_tensors_that_are_not_plain_are_left_to_others(self):
+        x, one = parameter(-1.0, 2.0), parameter(1.0)
+        assert kernels.backward(torch._neg_view(x), x, one, one) is None
+        assert kernels.backward(x, torch._neg_view(x), one, one) is None
 
     @pytest.mark.parametrize("alpha", [3e-39, 1e-30, 1e30])
     def test_any_size_of_alpha_from_the_output(self, alpha):
         parameters = parameter(alpha), parameter(1.0)
         y, grad = parameter(-0.25, -0.5, -1.0, 0.0) * parameters[0], parameter(1.0, -2.0, 3.0, 1.0)
-        ours = kernels.backward_from_output(grad, y, *parameters)
+        ours = kernels.backward(grad, y, *parameters, from_output=True)
         for our, their in zip(ours, reference.backward_from_output(grad, y, *parameters), strict=True):
             torch.testing.assert_close(our, their, rtol=1e-6, atol=3e-45)  # two of the smallest subnormal numbers
 
     def test_alpha_without_an_inverse_gives_finite_gradients(self):
         """1 / 1e-39 is not a float32 number."""
         y, grad = parameter(-5e-40, 0.0, 1.0), parameter(1.0, 1.0, 1.0)
-        for gradient in kernels.backward_from_output(grad, y, parameter(1e-39), parameter(1.0)):
+        for gradient in kernels.backward(grad, y, parameter(1e-39), parameter(1.0), from_output=True):
             assert gradient.isfinite().all()
 
     def test_output_instead_of_input_through_autograd(self):

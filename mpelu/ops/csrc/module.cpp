@@ -102,12 +102,14 @@ T* pointer(Index address) {
   return reinterpret_cast<T*>(address);
 }
 
-// The type of tensors, and the functions of the library that it is from, which stays loaded.
-PyTypeObject* tensor_type = nullptr;
+// The type of tensors, that of parameters, and the functions of the library that they are from, which stays loaded.
+PyTypeObject *tensor_type = nullptr, *parameter_type = nullptr;
 const dlpack::ExchangeAPI* exchange = nullptr;
+PyObject* is_neg = nullptr;
 
-PyObject* read_tensors_of(PyObject*, PyObject* type) {
-  PyObject* capsule = PyObject_GetAttrString(type, "__dlpack_c_exchange_api__");
+PyObject* read_tensors_of(PyObject*, PyObject* const* types, Py_ssize_t count) {
+  if (count != 2) return PyErr_Format(PyExc_TypeError, "wanted 2 arguments, got %zd", count);
+  PyObject* capsule = PyObject_GetAttrString(types[0], "__dlpack_c_exchange_api__");
   if (capsule == nullptr) return nullptr;
   auto* found = static_cast<const dlpack::ExchangeAPI*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
   Py_DecRef(capsule);
@@ -115,8 +117,11 @@ PyObject* read_tensors_of(PyObject*, PyObject* type) {
   if (found->version.major != 1 || found->dltensor_from_py_object_no_sync == nullptr)
     return PyErr_Format(PyExc_ImportError, "wanted DLPack 1 with views of tensors, got DLPack %u.%u",
                         found->version.major, found->version.minor);
-  Py_IncRef(type);
-  tensor_type = reinterpret_cast<PyTypeObject*>(type);
+  if (is_neg == nullptr && (is_neg = PyUnicode_InternFromString("is_neg")) == nullptr) return nullptr;
+  Py_IncRef(types[0]);
+  Py_IncRef(types[1]);
+  tensor_type = reinterpret_cast<PyTypeObject*>(types[0]);
+  parameter_type = reinterpret_cast<PyTypeObject*>(types[1]);
   exchange = found;
   Py_RETURN_NONE;
 }
@@ -130,6 +135,27 @@ bool view(PyObject* const* objects, dlpack::Tensor (&to)[tensors]) {
       return false;
     }
     if (exchange->dltensor_from_py_object_no_sync(objects[i], &to[i]) != 0) return false;
+  }
+  return true;
+}
+
+// Whether these are plain tensors with memory of the CPU, unless torch as a whole does more than to compute; then views
+// them. It is mpelu.ops.plain.is_plain in a tenth of the time, and may say no where that says yes: of what has no memory
+// the library raises an exception, or it gives no address.
+template <int tensors>
+bool view_plain(PyObject* const* objects, dlpack::Tensor (&to)[tensors]) {
+  for (int i = 0; i < tensors; ++i) {
+    PyTypeObject* type = Py_TYPE(objects[i]);
+    if (type != tensor_type && type != parameter_type) return false;
+    if (exchange->dltensor_from_py_object_no_sync(objects[i], &to[i]) != 0) {
+      PyErr_Clear();
+      return false;
+    }
+    if (to[i].device.type != dlpack::kCPU || to[i].data == nullptr) return false;
+    PyObject* negated = PyObject_CallMethodObjArgs(objects[i], is_neg, nullptr);
+    if (negated == nullptr) PyErr_Clear();
+    else Py_DecRef(negated);
+    if (negated != Py_False) return false;  // what lies in memory are the numbers with the other sign
   }
   return true;
 }
@@ -172,7 +198,7 @@ bool has_same_strides(const dlpack::Tensor& a, const dlpack::Tensor& b) {
 
 // Whether each channel of x has a number of its own here, or all have one, in the dtype of the arithmetic.
 bool is_parameter(const dlpack::Tensor& parameter, const dlpack::Tensor& x, int dtype) {
-  if (parameter.device.type != dlpack::kCPU || dtype_of(parameter) != (dtype == 1 ? 1 : 0)) return false;
+  if (dtype_of(parameter) != (dtype == 1 ? 1 : 0)) return false;
   if (parameter.ndim == 0 || (parameter.ndim == 1 && parameter.shape[0] == 1)) return true;
   return parameter.ndim == 1 && x.ndim >= 2 && parameter.shape[0] == x.shape[1] && parameter.strides[0] == 1;
 }
@@ -180,19 +206,18 @@ bool is_parameter(const dlpack::Tensor& parameter, const dlpack::Tensor& x, int 
 PyObject* call_reads(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   dlpack::Tensor tensors[3];
   if (count != 3) return PyErr_Format(PyExc_TypeError, "wanted 3 arguments, got %zd", count);
-  if (!view(arguments, tensors)) return nullptr;
+  if (!view_plain(arguments, tensors)) Py_RETURN_FALSE;
   auto& [x, alpha, beta] = tensors;
   int dtype = dtype_of(x);
-  return PyBool_FromLong(dtype >= 0 && x.device.type == dlpack::kCPU && size_of(x) > 0 && is_dense(x) &&
-                         is_parameter(alpha, x, dtype) && is_parameter(beta, x, dtype) &&
-                         size_of(alpha) == size_of(beta));
+  return PyBool_FromLong(dtype >= 0 && size_of(x) > 0 && is_dense(x) && is_parameter(alpha, x, dtype) &&
+                         is_parameter(beta, x, dtype) && size_of(alpha) == size_of(beta));
 }
 
 PyObject* call_alike(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   dlpack::Tensor tensors[2];
   if (count != 2) return PyErr_Format(PyExc_TypeError, "wanted 2 arguments, got %zd", count);
-  if (!view(arguments, tensors)) return nullptr;
-  return PyBool_FromLong(is_dense(tensors[0]) && has_same_strides(tensors[0], tensors[1]));
+  return PyBool_FromLong(view_plain(arguments, tensors) && is_dense(tensors[0]) &&
+                         has_same_strides(tensors[0], tensors[1]));
 }
 
 // Calls function(kernels, operands, tensors) where arguments are x, alpha and beta, other tensors, and how many threads.
@@ -311,15 +336,17 @@ PyCFunction as_method(Function function) {
 PyMethodDef methods[] = {
     {"instruction_sets", instruction_sets, METH_NOARGS, "Return the names of those that this CPU has, the best last."},
     {"use", use, METH_O, "Use the instruction set of this name from now on, instead of the best."},
-    {"read_tensors_of", read_tensors_of, METH_O,
-     "read_tensors_of(type)\n\n"
-     "Take tensors of this type from now on, by DLPack's functions for C; needed for the next five."},
+    {"read_tensors_of", as_method(read_tensors_of), METH_FASTCALL,
+     "read_tensors_of(tensor, parameter)\n\n"
+     "Take tensors of these types from now on, by DLPack's functions for C; needed for the next five."},
     {"reads", as_method(call_reads), METH_FASTCALL,
      "reads(x, alpha, beta)\n\n"
-     "Return whether the tensors can be computed with as they are: x is on the CPU, floating, not empty and contiguous\n"
-     "or channels-last; alpha and beta have one element each or one for each channel, in the dtype of the arithmetic."},
+     "Return whether these are tensors whose memory can be computed with as it is: they are on the CPU, of no other type\n"
+     "and not lazily negated; x is floating, not empty and contiguous or channels-last; alpha and beta have one element\n"
+     "each or one for each channel, in the dtype of the arithmetic."},
     {"alike", as_method(call_alike), METH_FASTCALL,
-     "alike(a, b)\n\nReturn whether both are contiguous or both channels-last; of tensors of one shape."},
+     "alike(a, b)\n\n"
+     "Return whether these are such tensors, and both contiguous or both channels-last; they have one shape."},
     {"forward", as_method(call_forward), METH_FASTCALL,
      "forward(x, alpha, beta, y, threads)\n\n"
      "Compute y. x and y are dense and of one layout; alpha and beta are contiguous, of one size, and float32, for\n"
