@@ -249,6 +249,30 @@ def test_unusual_parameters_give_what_the_reference_gives(instruction_set, alpha
         torch.testing.assert_close(ours, theirs, equal_nan=True, **tolerance)
 
 
+LARGE = {  # 8 to 9 MiB of float32
+    "aligned planes": torch.empty(33, 64, 32, 33),
+    "planes that begin anywhere": torch.empty(17, 130, 31, 33),
+    "aligned rows": torch.empty(33, 64, 32, 33, memory_format=torch.channels_last),
+    "joined rows": torch.empty(90, 24, 32, 33, memory_format=torch.channels_last),
+    "rows that begin anywhere": torch.empty(2100, 1029),
+}
+
+
+@pytest.mark.parametrize("layout", LARGE.values(), ids=LARGE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_large_gradients_are_those_of_their_parts(instruction_set, dtype, layout):
+    """From 8 MiB on they are written past the caches."""
+    x, grad = random_like(layout, dtype), random_like(layout, dtype, seed=1)
+    assert x.nbytes >= 2**23 > x.chunk(3)[0].nbytes
+    alpha, beta = torch.linspace(0.25, 1.5, x.shape[1]), torch.linspace(2.0, 0.5, x.shape[1])
+    parameters = alpha.to(dtype), beta.to(dtype)
+    _, grad_x, *sums = run(x, *parameters, grad)
+    parts = [run(*part) for part in zip(x.chunk(3), *([p] * 3 for p in parameters), grad.chunk(3), strict=True)]
+    assert torch.equal(grad_x, torch.cat([part[1] for part in parts]))
+    for ours, *theirs in zip(sums, *(part[2:] for part in parts), strict=True):
+        torch.testing.assert_close(ours, sum(theirs), rtol=1e-5, atol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("layout", [(1, 4 * 4096 + 17), (4099, 2)], ids=str)
 def test_equal_terms_do_not_add_their_rounding(instruction_set, dtype, layout):

@@ -3,6 +3,8 @@
 // With t = beta x, n = round(t / ln 2), r = t - n ln 2, s = 2^n and p = exp(r) - 1, one polynomial gives both
 // exp(t) - 1 = s p + (s - 1) and exp(t) = s p + s. Half types compute in base 2, where n is subtracted exactly.
 
+#include <type_traits>
+
 #include "kernels.h"
 #include "lanes.h"
 
@@ -195,16 +197,19 @@ inline void forward_registers(const T* x, T* y, std::int64_t stride, Ahead ahead
   }
 }
 
-template <class T, bool from_output, int registers, class... Count, class C = Compute<T>>
+template <class T, bool from_output, bool past_cache, int registers, class... Count, class C = Compute<T>>
 inline Sums<C> backward_registers(const T* grad, const T* x, T* grad_x, std::int64_t stride, Ahead ahead,
                                   Channel<C> channel, Count... count) {
   Sums<C> sums{};
   for (std::int64_t i = 0, at = 0, next = ahead.first; i < registers; ++i, at += stride, next += ahead.step) {
     prefetch(grad + next);
     prefetch(x + next);
-    prefetch_to_write(grad_x + next);
+    if (!past_cache) prefetch_to_write(grad_x + next);
     auto terms = differentiate<T, from_output>(load(grad + at, count...), load(x + at, count...), channel, sums);
-    store(grad_x + at, terms, count...);
+    if constexpr (past_cache && sizeof...(Count) == 0)
+      store_past_cache(grad_x + at, terms);
+    else
+      store(grad_x + at, terms, count...);
   }
   return sums;
 }
@@ -224,8 +229,21 @@ void forward_plane(const T* x, T* y, std::int64_t size, C alpha, C beta) {
   if (int rest = size - i) forward_registers<T, 1>(x + i, y + i, lanes, ahead, channel, rest);
 }
 
-template <class T, bool from_output, class C = Compute<T>>
-void backward_plane(const T* grad, const T* x, T* grad_x, std::int64_t size, C alpha, C beta, Totals totals) {
+// Calls function(std::true_type) if grad_x is to be written past the caches and can be: it and steps of `stride` elements
+// fall on whole registers. Else calls function(std::false_type).
+template <class T, class Function>
+inline void choose_stores(const T* grad_x, std::int64_t stride, bool past_cache, Function function) {
+  auto is_whole = [](std::uintptr_t bytes) { return bytes % kRegisterBytes == 0; };
+  if constexpr (kPastCache<T>)
+    if (past_cache && is_whole(reinterpret_cast<std::uintptr_t>(grad_x)) && is_whole(stride * sizeof(T))) {
+      function(std::true_type{});
+      return finish_stores();
+    }
+  function(std::false_type{});
+}
+
+template <class T, bool from_output, bool past_cache, class C = Compute<T>>
+inline void backward_plane(const T* grad, const T* x, T* grad_x, std::int64_t size, C alpha, C beta, Totals totals) {
   constexpr std::int64_t lanes = kLanes<T>;
   constexpr Ahead ahead = kPlaneAhead<T>;
   Channel<C> channel = channel_of(alpha, beta);
@@ -236,13 +254,21 @@ void backward_plane(const T* grad, const T* x, T* grad_x, std::int64_t size, C a
   };
   std::int64_t i = 0;
   for (; i + kChain * lanes <= size; i += kChain * lanes)
-    add(backward_registers<T, from_output, kChain>(grad + i, x + i, grad_x + i, lanes, ahead, channel));
+    add(backward_registers<T, from_output, past_cache, kChain>(grad + i, x + i, grad_x + i, lanes, ahead, channel));
   for (; i + lanes <= size; i += lanes)
-    add(backward_registers<T, from_output, 1>(grad + i, x + i, grad_x + i, lanes, ahead, channel));
+    add(backward_registers<T, from_output, past_cache, 1>(grad + i, x + i, grad_x + i, lanes, ahead, channel));
   if (int rest = size - i)
-    add(backward_registers<T, from_output, 1>(grad + i, x + i, grad_x + i, lanes, ahead, channel, rest));
+    add(backward_registers<T, from_output, past_cache, 1>(grad + i, x + i, grad_x + i, lanes, ahead, channel, rest));
   *totals.alpha = total(total_alpha);
   *totals.beta = total(total_beta);
+}
+
+template <class T, bool from_output, class C = Compute<T>>
+void backward_plane(const T* grad, const T* x, T* grad_x, std::int64_t size, C alpha, C beta, Totals totals,
+                    bool past_cache) {
+  choose_stores(grad_x, 0, past_cache, [&](auto past) {
+    backward_plane<T, from_output, past.value>(grad, x, grad_x, size, alpha, beta, totals);
+  });
 }
 
 // ---- Rows: kChain of them together, so that parameters are loaded and sums are stored once for all. While they are
@@ -281,13 +307,13 @@ void forward_rows(const T* x, T* y, std::int64_t rows, std::int64_t columns, std
   for (; row < rows; ++row) forward_together<T, 1>(x + row * stride, y + row * stride, columns, stride, parameters);
 }
 
-template <class T, bool from_output, int rows, class C = Compute<T>>
+template <class T, bool from_output, bool past_cache, int rows, class C = Compute<T>>
 inline void backward_together(const T* grad, const T* x, T* grad_x, std::int64_t columns, std::int64_t stride,
                               Parameters<C> parameters, Totals totals) {
   std::int64_t i = 0;
   auto compute = [&](auto... count) {
     Ahead ahead = ahead_of<T, rows>(i, columns, stride);
-    return backward_registers<T, from_output, rows>(grad + i, x + i, grad_x + i, stride, ahead,
+    return backward_registers<T, from_output, past_cache, rows>(grad + i, x + i, grad_x + i, stride, ahead,
                                                     channel_at(parameters, i), count...);
   };
   for (; i + kLanes<T> <= columns; i += kLanes<T>) {
@@ -306,15 +332,17 @@ inline void backward_together(const T* grad, const T* x, T* grad_x, std::int64_t
 
 template <class T, bool from_output, class C = Compute<T>>
 void backward_rows(const T* grad, const T* x, T* grad_x, std::int64_t rows, std::int64_t columns, std::int64_t stride,
-                   Parameters<C> parameters, Totals totals) {
+                   Parameters<C> parameters, Totals totals, bool past_cache) {
   for (std::int64_t i = 0; i < columns; ++i) totals.alpha[i] = totals.beta[i] = 0;
-  std::int64_t row = 0;
-  for (; row + kChain <= rows; row += kChain)
-    backward_together<T, from_output, kChain>(grad + row * stride, x + row * stride, grad_x + row * stride, columns,
-                                              stride, parameters, totals);
-  for (; row < rows; ++row)
-    backward_together<T, from_output, 1>(grad + row * stride, x + row * stride, grad_x + row * stride, columns, stride,
-                                         parameters, totals);
+  choose_stores(grad_x, stride, past_cache, [&](auto past) {
+    std::int64_t row = 0;
+    for (; row + kChain <= rows; row += kChain)
+      backward_together<T, from_output, past.value, kChain>(grad + row * stride, x + row * stride,
+                                                            grad_x + row * stride, columns, stride, parameters, totals);
+    for (; row < rows; ++row)
+      backward_together<T, from_output, past.value, 1>(grad + row * stride, x + row * stride, grad_x + row * stride,
+                                                       columns, stride, parameters, totals);
+  });
 }
 
 // Sums of four registers at a time, so that an addition does not wait for the one before.

@@ -72,9 +72,11 @@ template <class T>
 struct Backward {
   using C = Compute<T>;
 
-  void (*plane)(const T* grad, const T* x, T* grad_x, std::int64_t size, C alpha, C beta, Totals totals);
+  // past_cache: rather write grad_x to memory without loading its lines into the caches first
+  void (*plane)(const T* grad, const T* x, T* grad_x, std::int64_t size, C alpha, C beta, Totals totals,
+                bool past_cache);
   void (*rows)(const T* grad, const T* x, T* grad_x, std::int64_t rows, std::int64_t columns, std::int64_t stride,
-               Parameters<C> parameters, Totals totals);
+               Parameters<C> parameters, Totals totals, bool past_cache);
 };
 
 // What statistics need of a tensor x: sums, and the sum of squares in one number. Sums are one number for a plane and

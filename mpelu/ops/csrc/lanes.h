@@ -277,6 +277,29 @@ inline void store(T* to, Lanes<Compute<T>> values) {
   std::memcpy(to, &packed, sizeof packed);
 }
 
+// Whether `store_past_cache` passes the caches by for this type, to addresses that are multiples of kRegisterBytes. Such
+// stores become visible in no order until `finish_stores`.
+#if defined(__x86_64__)
+template <class T>
+constexpr bool kPastCache = sizeof(T) == sizeof(Compute<T>);
+inline void finish_stores() { _mm_sfence(); }
+#else
+template <class T>
+constexpr bool kPastCache = false;
+inline void finish_stores() {}
+#endif
+
+template <class T>
+inline void store_past_cache(T* to, Lanes<T> values) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(reinterpret_cast<float*>(to), as<Floats>(values));
+#elif defined(__AVX2__)
+  _mm256_stream_ps(reinterpret_cast<float*>(to), as<Floats>(values));
+#elif defined(__x86_64__)
+  _mm_stream_ps(reinterpret_cast<float*>(to), as<Floats>(values));
+#endif
+}
+
 // The same for `count` < kLanes<T> elements; 0 is read for the others.
 template <class T>
 inline Lanes<Compute<T>> load(const T* from, int count) {
