@@ -235,10 +235,8 @@ template <class T, class Function>
 inline void choose_stores(const T* grad_x, std::int64_t stride, bool past_cache, Function function) {
   auto is_whole = [](std::uintptr_t bytes) { return bytes % kRegisterBytes == 0; };
   if constexpr (kPastCache<T>)
-    if (past_cache && is_whole(reinterpret_cast<std::uintptr_t>(grad_x)) && is_whole(stride * sizeof(T))) {
-      function(std::true_type{});
-      return finish_stores();
-    }
+    if (past_cache && is_whole(reinterpret_cast<std::uintptr_t>(grad_x)) && is_whole(stride * sizeof(T)))
+      return function(std::true_type{});
   function(std::false_type{});
 }
 

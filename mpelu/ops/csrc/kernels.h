@@ -72,7 +72,8 @@ template <class T>
 struct Backward {
   using C = Compute<T>;
 
-  // past_cache: rather write grad_x to memory without loading its lines into the caches first
+  // past_cache: write grad_x to memory without loading its lines into the caches first, where that can be done; it is up
+  // to the caller that other threads see it
   void (*plane)(const T* grad, const T* x, T* grad_x, std::int64_t size, C alpha, C beta, Totals totals,
                 bool past_cache);
   void (*rows)(const T* grad, const T* x, T* grad_x, std::int64_t rows, std::int64_t columns, std::int64_t stride,

@@ -277,16 +277,14 @@ inline void store(T* to, Lanes<Compute<T>> values) {
   std::memcpy(to, &packed, sizeof packed);
 }
 
-// Whether `store_past_cache` passes the caches by for this type, to addresses that are multiples of kRegisterBytes. Such
-// stores become visible in no order until `finish_stores`.
+// Whether `store_past_cache` passes the caches by for this type, to addresses that are multiples of kRegisterBytes. Other
+// threads see such stores after a fence only, which is the caller's.
 #if defined(__x86_64__)
 template <class T>
 constexpr bool kPastCache = sizeof(T) == sizeof(Compute<T>);
-inline void finish_stores() { _mm_sfence(); }
 #else
 template <class T>
 constexpr bool kPastCache = false;
-inline void finish_stores() {}
 #endif
 
 template <class T>
