@@ -332,7 +332,8 @@ template <class T, bool from_output, class C = Compute<T>>
 void backward_rows(const T* grad, const T* x, T* grad_x, std::int64_t rows, std::int64_t columns, std::int64_t stride,
                    Parameters<C> parameters, Totals totals, bool past_cache) {
   for (std::int64_t i = 0; i < columns; ++i) totals.alpha[i] = totals.beta[i] = 0;
-  choose_stores(grad_x, stride, past_cache, [&](auto past) {
+  // Whole lines only: halves of lines, of eight rows in turns, took three times as long (AVX2).
+  choose_stores(grad_x, stride, past_cache && kRegisterBytes == 64, [&](auto past) {
     std::int64_t row = 0;
     for (; row + kChain <= rows; row += kChain)
       backward_together<T, from_output, past.value, kChain>(grad + row * stride, x + row * stride,
