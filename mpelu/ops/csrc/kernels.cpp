@@ -167,7 +167,7 @@ inline Lanes<C> differentiate(Lanes<C> grad, Lanes<C> x, Channel<C> channel, Sum
   } else if constexpr (sizeof(T) == 4 && !from_output) {  // and as if exp were not rounded: 2.1 ulp instead of 3.3
     Lanes<C> scaled = s * slope, rest = scaled * p, sum = scaled + rest;  // s is a power of two
     Lanes<C> exact = sum + (((scaled - sum) + rest) + s * slope_error);
-    weight = (exp <= largest) & (exact == exact) ? exact : weight;  // infinite where exp is, or the sum
+    weight = ((exp <= largest) & (exact == exact)) ? exact : weight;  // infinite where exp is, or the sum
   }
   sums.alpha = add_where(mask, grad, expm1, sums.alpha);
   sums.beta = add_where(mask, grad_exp, bounded, sums.beta);

@@ -28,8 +28,8 @@ constexpr Index kShortestRow = 64;          // shorter ones are joined: 1.18 ms 
 constexpr Index kElementsPerThread = 32768;  // some 20 us: a thread for less costs more time than it saves
 
 // Bytes of a gradient, for each thread, from which on it is written past the caches, which it would leave anyway before it
-// is read. The backward pass then takes up to a quarter less time, and a step of NIN 0 to 3 % less (batches of 16 to 64,
-// one thread). With gradients of up to 2 MB steps took 1 to 5 % longer, and with y written so up to 2 %, even if large.
+// is read. The backward pass then takes up to a quarter less time, and a step of NIN 1 % less (batches of 16 to 64, one
+// thread). With gradients of up to 2 MB steps took 1 to 5 % longer, and with y written so up to 2 %, even if large.
 constexpr Index kWrittenPastCache = Index{1} << 23;
 
 struct Shape {
