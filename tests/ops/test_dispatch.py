@@ -132,6 +132,19 @@ def test_forward_over_reverse():
         torch.testing.assert_close(forward_ad.unpack_dual(gradient).tangent, wanted)
 
 
+@pytest.mark.parametrize("options", [{}, {"save": "output"}], ids=str)
+def test_gradient_with_a_tangent(options):
+    """The kernel of the backward pass would lose the tangent: it sees a plain tensor."""
+    x, alpha, beta = arguments(torch.float64)
+    x.requires_grad_()
+    y = function(x, alpha, beta, **options)
+    vector = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    (wanted,) = torch.autograd.grad(y, x, vector, retain_graph=True)
+    with forward_ad.dual_level():
+        (gradient,) = torch.autograd.grad(y, x, forward_ad.make_dual(torch.ones_like(y), vector))
+        torch.testing.assert_close(forward_ad.unpack_dual(gradient).tangent, wanted)
+
+
 def test_batched_gradients():
     x, alpha, beta = arguments()
     x.requires_grad_()
