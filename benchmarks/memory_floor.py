@@ -108,7 +108,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=41)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    floor, others = Floor(compiled()), ("elu", "prelu", "relu")
+    try:
+        floor, others = Floor(compiled()), ("elu", "prelu", "relu")
+    except FileNotFoundError as error:
+        parser.error(f"there is no C++ compiler {error.filename!r}; install one, or name another in CXX")
     print("| shape, layout | MPELU fwd / bwd ms | floor fwd / bwd ms | MPELU / floor | MPELU, floor / ELU "
           "| / PReLU | / ReLU |")  # fmt: skip
     print("| --- " + "| ---: " * 6 + "|")
